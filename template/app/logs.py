@@ -1,0 +1,156 @@
+"""Logs: one JSON object per line on stdout, whoever wrote the line."""
+
+import json as json_module
+import logging
+import logging.config
+import re
+import sys
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from structlog.stdlib import ProcessorFormatter
+from structlog.tracebacks import ExceptionDictTransformer
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+SECRET_KEY = re.compile(
+    r"passw(or)?d|secret|token|authorization|cookie|credential|api[-_]?key|private[-_]?key|dsn",
+    re.IGNORECASE,
+)
+URL_PASSWORD = re.compile(r"(?P<user>[a-z][a-z0-9+.-]*://[^:/@\s\"]*:)[^/\s\"]+@", re.IGNORECASE)
+REDACTED = "[redacted]"
+
+
+def redact(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":
+    """Blank every value whose key names a secret, at any depth."""
+    return {key: _redacted(key, value) for key, value in event.items()}
+
+
+def _redacted(key: object, value: Any) -> Any:
+    if isinstance(key, str) and SECRET_KEY.search(key):
+        return REDACTED
+    if isinstance(value, dict):
+        return {inner: _redacted(inner, item) for inner, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(None, item) for item in value]
+    return value
+
+
+def redact_urls(_logger: "WrappedLogger", _method: str, line: str) -> str:
+    """Blank the password of every URL in a finished line."""
+    return URL_PASSWORD.sub(rf"\g<user>{REDACTED}@", line) if "://" in line else line
+
+
+def drop_colors(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":
+    """Drop the second, coloured copy that uvicorn sends with its messages."""
+    event.pop("color_message", None)
+    return event
+
+
+class Handler(logging.StreamHandler[Any]):
+    """Writes to what is stdout now; a record that cannot be formatted still becomes a line of the same form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        self.stream = sys.stdout
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        """Say which logger's line was lost, and why."""
+        error = sys.exception()
+        if isinstance(error, OSError):
+            return
+        line = {
+            "event": "log_line_lost",
+            "level": "error",
+            "logger": record.name,
+            "template": str(record.msg),
+            "error": repr(error),
+        }
+        self.stream.write(json_module.dumps(line) + self.terminator)
+
+
+def dict_config(*, level: str = "INFO", json: bool = True) -> dict[str, Any]:
+    """Return the configuration for `logging.config.dictConfig` and gunicorn's `logconfig_dict`."""
+    render: list[Processor]
+    if json:
+        # Local variables may hold secrets, so frames are written without them.
+        frames = ExceptionDictTransformer(show_locals=False, max_frames=40)
+        render = [
+            structlog.processors.ExceptionRenderer(frames),
+            redact,
+            structlog.processors.JSONRenderer(ensure_ascii=True),
+        ]
+    else:
+        plain = structlog.dev.plain_traceback
+        render = [redact, structlog.dev.ConsoleRenderer(exception_formatter=plain)]
+    formatter = {
+        "()": ProcessorFormatter,
+        "foreign_pre_chain": [*SHARED, structlog.stdlib.ExtraAdder(), drop_colors],
+        "processors": [ProcessorFormatter.remove_processors_meta, *render, redact_urls],
+    }
+    to_stdout: dict[str, Any] = {"handlers": ["stdout"], "level": level, "propagate": False}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": formatter},
+        "handlers": {"stdout": {"()": Handler, "formatter": "line"}},
+        "root": {"handlers": ["stdout"], "level": level},
+        # The worker copies gunicorn's own handlers to uvicorn's loggers, so root alone would not do.
+        "loggers": {
+            "gunicorn.error": dict(to_stdout),
+            "gunicorn.access": dict(to_stdout),
+            "uvicorn": dict(to_stdout),
+            "uvicorn.error": dict(to_stdout),
+            # Its line has neither duration nor route; RequestContext writes a better one.
+            "uvicorn.access": {"handlers": [], "level": "CRITICAL", "propagate": False},
+        },
+    }
+
+
+SHARED: "list[Processor]" = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.StackInfoRenderer(),
+]
+
+
+def configure(*, level: str = "INFO", json: bool = True) -> None:
+    """Send everything to stdout: structlog, logging, warnings and whatever ends a thread or the process."""
+    logging.config.dictConfig(dict_config(level=level, json=json))
+    logging.captureWarnings(capture=True)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *SHARED,
+            ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    sys.excepthook = log_uncaught
+    threading.excepthook = log_uncaught_in_thread
+    sys.unraisablehook = log_unraisable
+
+
+def log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Log what is about to end the process."""
+    logging.getLogger("app").critical("uncaught_exception", exc_info=(kind, error, trace))
+
+
+def log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    """Log what ended a thread."""
+    error = args.exc_value or args.exc_type()
+    logging.getLogger("app").error("uncaught_exception_in_thread", exc_info=error)
+
+
+def log_unraisable(args: "sys.UnraisableHookArgs") -> None:
+    """Log an error that Python can only report, such as one in a finalizer."""
+    logging.getLogger("app").error("unraisable_exception", exc_info=args.exc_value)

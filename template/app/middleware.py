@@ -1,0 +1,179 @@
+"""Middleware: pure ASGI, so that a request costs no task, queue or copy more than it must."""
+
+import re
+import secrets
+import time
+from http import HTTPStatus
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import problem
+
+log = structlog.get_logger(__name__)
+access_log = structlog.get_logger("app.access")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+HOST = re.compile(r"(?P<name>[a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.IGNORECASE)
+PROBES = frozenset({"/health", "/ready"})
+
+
+def route_template(scope: Scope) -> str | None:
+    """Return the matched route as declared (`/items/{item_id}`), so that log lines can be grouped by it."""
+    # An included router's own route knows its path without the prefix; only the context has the whole one.
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    path: str | None = getattr(context or scope.get("route"), "path", None)
+    return path
+
+
+class RequestContext:
+    """Gives every request an id, and writes one access line when it ends."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap `app`."""
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = Headers(scope=scope)
+        request_id = headers.get("x-request-id", "")
+        if not REQUEST_ID.fullmatch(request_id):
+            request_id = secrets.token_hex(16)
+        status = 0
+        sent_bytes = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, sent_bytes
+            kind = message["type"]
+            if kind in {"http.response.start", "websocket.http.response.start"}:
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                ]
+            elif kind == "http.response.body":
+                sent_bytes += len(message.get("body", b""))
+            elif kind == "websocket.accept":
+                status = HTTPStatus.SWITCHING_PROTOCOLS
+            elif kind == "websocket.close" and not status:
+                status = HTTPStatus.FORBIDDEN
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self.app(scope, receive, send_with_id)
+            finally:
+                probe = scope["path"] in PROBES
+                client = scope.get("client")
+                (access_log.debug if probe else access_log.info)(
+                    "request",
+                    method=scope.get("method", "WEBSOCKET"),
+                    route=route_template(scope),
+                    path=scope["path"],
+                    status=int(status),
+                    duration_ms=round((time.perf_counter() - started) * 1000, 2),
+                    bytes=sent_bytes,
+                    client=client[0] if client else None,
+                    user_agent=headers.get("user-agent"),
+                )
+
+
+class ErrorBoundary:
+    """Turns a crash into a problem: the log gets the traceback, the client the request id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap `app`."""
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        response_started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal response_started
+            response_started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except Exception:
+            log.exception("crash", route=route_template(scope))
+            # After the first byte all that is left is to cut the connection, which the server does.
+            if not response_started:
+                await problem(HTTPStatus.INTERNAL_SERVER_ERROR)(scope, receive, send)
+
+
+class TrustedHosts:
+    """Answers only to its own names, so that no client can choose what absolute URLs say."""
+
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
+        """Wrap `app`; `*.domain` in `hosts` matches every subdomain, `*` anything."""
+        self.app = app
+        self.any = "*" in hosts
+        self.names = frozenset(host.lower() for host in hosts if not host.startswith("*."))
+        self.suffixes = tuple(host[1:].lower() for host in hosts if host.startswith("*."))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        # Probes come over the socket from supervisors that know no name of ours.
+        if scope["type"] == "lifespan" or scope["path"] in PROBES or self.trusts(scope):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            response = problem(HTTPStatus.BAD_REQUEST, "This host name is not served here.")
+            await response(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    def trusts(self, scope: Scope) -> bool:
+        """Return whether the request names exactly one host, and one of ours."""
+        hosts = Headers(scope=scope).getlist("host")
+        match = HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+        if match is None:
+            return False
+        name = match["name"].lower()
+        return self.any or name in self.names or name.endswith(self.suffixes)
+
+
+class BodyLimit:
+    """Refuses a request body over the limit with 413, at once where its length is announced."""
+
+    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+        """Wrap `app`."""
+        self.app = app
+        self.limit_bytes = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced) > self.limit_bytes:
+            error = self.refusal()
+            await problem(error.status_code, error.detail, headers=error.headers)(scope, receive, send)
+            return
+        received_bytes = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > self.limit_bytes:
+                raise self.refusal()
+            return message
+
+        await self.app(scope, receive_within_limit, send)
+
+    def refusal(self) -> HTTPException:
+        """Return the error for a body over the limit; what was not read of it ends with the connection."""
+        detail = f"The request body is larger than {self.limit_bytes} bytes."
+        return HTTPException(HTTPStatus.CONTENT_TOO_LARGE, detail, {"connection": "close"})
