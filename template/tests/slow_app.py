@@ -1,0 +1,40 @@
+"""The application with routes that are slow in bad ways; gunicorn serves it in the tests."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+
+from app.main import create_app
+
+
+@asynccontextmanager
+async def fail(_app: FastAPI) -> AsyncGenerator[None]:
+    """Fail while starting."""
+    raise RuntimeError("the lifespan fails")
+    yield
+
+
+def create() -> FastAPI:
+    """Make it."""
+    app = create_app()
+    if os.environ.get("FAIL_LIFESPAN"):
+        app.router.lifespan_context = fail
+
+    @app.get("/sleep")
+    async def sleep(seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "slept"
+
+    @app.get("/block")
+    async def block() -> None:
+        time.sleep(60)  # noqa: ASYNC251 - that is what it is for
+
+    @app.get("/seen")
+    async def seen(request: Request) -> dict[str, str | None]:
+        return {"client": request.client.host if request.client else None, "scheme": request.url.scheme}
+
+    return app

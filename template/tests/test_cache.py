@@ -1,0 +1,68 @@
+"""The Redis client."""
+
+import asyncio
+import time
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from app.cache import CacheClient, CacheSettings
+from app.main import Settings, create_app
+from app.settings import SettingsError, load
+from tests.conftest import client_of
+
+
+@pytest.fixture
+def app(settings: Settings) -> FastAPI:
+    """The application with a route that counts in Redis."""
+    app = create_app(settings)
+
+    @app.post("/count")
+    async def count(client: CacheClient) -> int:
+        return int(await client.incr("count"))
+
+    return app
+
+
+async def test_a_route_gets_the_client(client: httpx2.AsyncClient) -> None:
+    first = (await client.post("/count")).json()
+    assert (await client.post("/count")).json() == first + 1
+
+
+async def test_a_cache_that_is_away_is_named_and_leaves_the_service_alive(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "unix:///nowhere/redis.sock")
+    async with client_of(create_app(load(Settings))) as client:
+        assert (await client.get("/health")).status_code == 200
+        answer = await client.get("/ready")
+    assert (answer.status_code, answer.json()["failed"]) == (503, {"cache": "unavailable"})
+
+
+async def test_a_cache_that_does_not_answer_is_given_up_in_time(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{port}/0")
+    monkeypatch.setenv("REDIS_TIMEOUT_S", "0.2")
+    app = create_app(load(Settings))
+    async with client_of(app):
+        started = time.monotonic()
+        with pytest.raises(Exception, match=r"(?i)timeout"):
+            await app.state.cache.check()
+        assert time.monotonic() - started < app.state.settings.app.ready_timeout_s
+    server.close()
+
+
+@pytest.mark.parametrize("url", ["hunter2", "http://hunter2@host"])
+def test_a_wrong_url_is_explained_and_not_told(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    with pytest.raises(SettingsError, match="must begin with one of redis://") as caught:
+        CacheSettings.load()
+    assert "hunter2" not in str(caught.value)

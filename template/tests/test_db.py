@@ -1,0 +1,86 @@
+"""Transactions, readiness, and a database that is away."""
+
+import httpx2
+import pytest
+from alembic import command
+from alembic.config import Config
+from anyio import to_thread
+from fastapi import FastAPI
+from sqlalchemy import text
+
+from app.db import ALEMBIC_INI, Db, Reading, Writing, uuid7
+from app.main import Settings, create_app
+from app.settings import load
+from tests.conftest import client_of
+
+
+@pytest.fixture
+def app(settings: Settings) -> FastAPI:
+    """The application with routes that use the database in unusual ways."""
+    app = create_app(settings)
+
+    @app.post("/fails-at-the-end")
+    async def fails_at_the_end(session: Writing) -> None:
+        await session.execute(text("DELETE FROM items"))
+        raise RuntimeError("after the work")
+
+    @app.post("/writes-while-reading")
+    async def writes_while_reading(session: Reading) -> None:
+        await session.execute(text("DELETE FROM items"))
+
+    return app
+
+
+async def test_an_error_in_the_route_rolls_its_transaction_back(client: httpx2.AsyncClient) -> None:
+    await client.post("/api/v1/items", json={"name": "chair", "price_cents": 1})
+    assert (await client.post("/fails-at-the-end")).status_code == 500
+    assert len((await client.get("/api/v1/items")).json()["items"]) == 1
+
+
+async def test_what_only_reads_cannot_write(client: httpx2.AsyncClient) -> None:
+    assert (await client.post("/writes-while-reading")).status_code == 500
+
+
+async def test_a_database_that_is_away_makes_503_and_leaves_the_service_alive(
+    unreachable_database: None,
+) -> None:
+    async with client_of(create_app(load(Settings))) as client:
+        assert (await client.get("/health")).status_code == 200
+        ready = await client.get("/ready")
+        assert (ready.status_code, ready.json()["failed"]) == (503, {"db": "unavailable"})
+        for answer in (
+            await client.get("/api/v1/items"),
+            await client.post("/api/v1/items", json={"name": "chair", "price_cents": 1}),
+        ):
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "5"
+            assert answer.json()["detail"] == "The database is not available."
+
+
+async def test_not_ready_until_the_schema_has_what_the_code_needs(empty_database: str) -> None:
+    async with client_of(create_app(load(Settings))) as client:
+        answer = await client.get("/ready")
+    assert answer.status_code == 503
+    assert answer.json()["failed"]["db"].startswith("the schema lacks revision")
+
+
+async def test_ready_with_a_newer_schema_but_not_with_an_older(
+    empty_database: str,
+) -> None:
+    await to_thread.run_sync(command.upgrade, Config(ALEMBIC_INI), "head")
+    app = create_app(load(Settings))
+    async with client_of(app) as client:
+        assert (await client.get("/ready")).status_code == 200
+        db: Db = app.state.db
+        async with db.writer.begin() as connection:
+            await connection.execute(text("UPDATE alembic_version SET version_num = 'from_a_newer_one'"))
+        assert (await client.get("/ready")).status_code == 200
+        older = Db(db.reader, db.writer, db.revisions | {"from_a_newer_one"}, "the_newest")
+        with pytest.raises(Exception, match="lacks revision the_newest"):
+            await older.check()
+
+
+def test_ids_sort_by_the_time_of_their_creation() -> None:
+    ids = [uuid7() for _ in range(3)]
+    assert all(made.version == 7 and made.variant == "specified in RFC 4122" for made in ids)
+    assert len(set(ids)) == 3

@@ -1,0 +1,138 @@
+"""Every error has one shape, and none tells what only the log should know."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+
+import httpx2
+import pytest
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from starlette.types import Message
+
+from app.main import Settings, create_app
+from tests.conftest import LogLines, client_of
+
+
+class Order(BaseModel, extra="forbid"):
+    """A body."""
+
+    number: int
+
+
+@pytest.fixture
+def app(settings: Settings) -> FastAPI:
+    """The application with routes that fail."""
+    app = create_app(settings)
+
+    @app.post("/orders")
+    async def create_order(order: Order) -> None: ...
+
+    @app.get("/teapot")
+    async def teapot() -> None:
+        raise HTTPException(418, "I am a teapot", headers={"X-Tea": "none"})
+
+    @app.get("/unchanged")
+    async def unchanged() -> None:
+        raise HTTPException(304)
+
+    @app.get("/crash")
+    async def crash() -> None:
+        password = "hunter2"
+        raise ValueError(f"crashed with {len(password)} letters")
+
+    @app.get("/crash-late")
+    async def crash_late() -> StreamingResponse:
+        async def parts() -> AsyncGenerator[bytes]:
+            yield b"first"
+            raise ValueError("after the first byte")
+
+        return StreamingResponse(parts())
+
+    return app
+
+
+def assert_problem(answer: httpx2.Response, status: int) -> dict[str, object]:
+    """Check the shape that all errors share."""
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, object] = answer.json()
+    assert problem["type"] == "about:blank"
+    assert problem["status"] == status
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    return problem
+
+
+async def test_an_unknown_route_and_a_wrong_method(client: httpx2.AsyncClient) -> None:
+    assert assert_problem(await client.get("/nowhere"), 404)["title"] == "Not Found"
+    wrong_method = await client.put("/teapot")
+    assert_problem(wrong_method, 405)
+    assert wrong_method.headers["allow"] == "GET"
+
+
+async def test_an_http_error_keeps_its_detail_and_headers(client: httpx2.AsyncClient) -> None:
+    answer = await client.get("/teapot")
+    assert assert_problem(answer, 418)["detail"] == "I am a teapot"
+    assert answer.headers["x-tea"] == "none"
+    assert (await client.get("/unchanged")).content == b""
+
+
+async def test_a_validation_error_names_the_field_but_never_its_value(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/orders", json={"number": "hunter2"})
+    errors = assert_problem(answer, 422)["errors"]
+    assert errors == [
+        {
+            "location": ["body", "number"],
+            "message": "Input should be a valid integer, unable to parse string as an integer",
+            "type": "int_parsing",
+        }
+    ]
+    assert "hunter2" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b'{"number": 1, "\\ud800": 2}', b"\xff", b'{"number": "\\ud800"}', b"[" * 100_000]
+)
+async def test_a_broken_body_is_the_clients_error(client: httpx2.AsyncClient, body: bytes) -> None:
+    answer = await client.post("/orders", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in {400, 422}
+    assert_problem(answer, answer.status_code)
+
+
+async def test_a_crash_is_logged_once_and_tells_the_client_only_its_id(
+    app: FastAPI, log_lines: LogLines
+) -> None:
+    async with client_of(app) as client:
+        answer = await client.get("/crash")
+    problem = assert_problem(answer, 500)
+    assert set(problem) == {"type", "title", "status", "request_id"}
+    lines = log_lines()
+    crashes = [line for line in lines if "exception" in line]
+    assert [line["event"] for line in crashes] == ["crash"]
+    assert crashes[0]["request_id"] == problem["request_id"]
+    assert crashes[0]["exception"][0]["exc_value"] == "crashed with 7 letters"
+    assert "hunter2" not in json.dumps(lines)
+
+
+async def test_a_crash_after_the_first_byte_cuts_the_answer(app: FastAPI, log_lines: LogLines) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await asyncio.sleep(60)
+        raise AssertionError("nobody waits that long")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/crash-late",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+    }
+    await app(scope, receive, send)
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[-1]["more_body"]
+    assert [line["event"] for line in log_lines() if "exception" in line] == ["crash"]

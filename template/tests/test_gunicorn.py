@@ -1,0 +1,250 @@
+"""The service as it runs in production: gunicorn, its workers, their signals and their logs."""
+
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+class Gunicorn:
+    """A gunicorn that serves the slow application on a unix socket; everything it writes is kept."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        """Start it and wait until it is ready."""
+        self.socket = folder / "app.sock"
+        self.log = folder / "log"
+        bind = environment.pop("SERVER_BIND", f"unix:{self.socket}")
+        own = {"APP_LOG_FORMAT": "json", "WEB_CONCURRENCY": "1", "SERVER_BIND": bind, "PYTHONPATH": str(ROOT)}
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "gunicorn",
+                    "-c",
+                    ROOT / "gunicorn_conf.py",
+                    "tests.slow_app:create()",
+                ],
+                cwd=folder,
+                env=os.environ | own | environment,
+                stdout=output,
+                stderr=output,
+            )
+
+    def client(self) -> httpx2.Client:
+        """Return a client that speaks over the socket."""
+        transport = httpx2.HTTPTransport(uds=str(self.socket))
+        return httpx2.Client(transport=transport, base_url="http://localhost", timeout=30)
+
+    def get(self, path: str, **headers: str) -> httpx2.Response:
+        """Ask once, on a connection of its own."""
+        with self.client() as client:
+            return client.get(path, headers=headers)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Parse everything that it wrote; every line must be one JSON object."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def events(self) -> list[str]:
+        """Return what was logged."""
+        return [line["event"] for line in self.lines()]
+
+    def workers(self) -> list[int]:
+        """Return the workers that were started, the oldest first."""
+        started = (re.fullmatch(r"Booting worker with pid: (\d+)", event) for event in self.events())
+        return [int(match[1]) for match in started if match]
+
+    def ready(self) -> bool:
+        """Return whether it is ready."""
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return self.get("/ready").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.05)
+
+
+def gone(pid: int) -> bool:
+    """Return whether a process has ended; one that nobody waited for counts."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Gunicorn]]:
+    """Start gunicorn; it is stopped at the end whatever happened."""
+    running: list[Gunicorn] = []
+
+    def start(**environment: str) -> Gunicorn:
+        running.append(Gunicorn(tmp_path, **environment))
+        return running[-1]
+
+    yield start
+    for gunicorn in running:
+        gunicorn.process.terminate()
+        gunicorn.process.wait(timeout=30)
+
+
+@pytest.fixture
+def gunicorn(start: Callable[..., Gunicorn]) -> Gunicorn:
+    """A gunicorn that is ready."""
+    started = start()
+    wait_for(started.ready)
+    return started
+
+
+def test_every_line_of_a_whole_run_is_json(gunicorn: Gunicorn) -> None:
+    assert gunicorn.get("/nowhere").status_code == 404
+    gunicorn.process.terminate()
+    assert gunicorn.process.wait(timeout=30) == 0
+    events = gunicorn.events()
+    assert events[-1] == "Shutting down: Master"
+    assert {"request", "Application shutdown complete."} <= set(events)
+    assert not any(line["logger"] == "uvicorn.access" for line in gunicorn.lines())
+
+
+def test_only_owner_and_group_may_connect(gunicorn: Gunicorn) -> None:
+    assert stat.S_IMODE(gunicorn.socket.stat().st_mode) == 0o770
+
+
+def test_a_request_in_flight_is_finished_before_the_worker_ends(gunicorn: Gunicorn) -> None:
+    with ThreadPoolExecutor() as threads:
+        slow = threads.submit(gunicorn.get, "/sleep?seconds=2")
+        time.sleep(0.5)
+        gunicorn.process.terminate()
+        assert slow.result().json() == "slept"
+    assert gunicorn.process.wait(timeout=30) == 0
+
+
+def test_a_request_that_takes_too_long_to_drain_is_cut_and_the_rest_closes(
+    start: Callable[..., Gunicorn],
+) -> None:
+    gunicorn = start(SERVER_DRAIN_S="1")
+    wait_for(gunicorn.ready)
+    with ThreadPoolExecutor() as threads:
+        slow = threads.submit(gunicorn.get, "/sleep?seconds=60")
+        time.sleep(0.5)
+        gunicorn.process.terminate()
+        assert slow.result().status_code == 500
+    assert gunicorn.process.wait(timeout=30) == 0
+    assert "Application shutdown complete." in gunicorn.events()
+
+
+def test_an_interrupt_cuts_requests_but_closes_what_is_open(gunicorn: Gunicorn) -> None:
+    with ThreadPoolExecutor() as threads:
+        slow = threads.submit(gunicorn.get, "/sleep?seconds=60")
+        time.sleep(0.5)
+        gunicorn.process.send_signal(signal.SIGINT)
+        assert gunicorn.process.wait(timeout=15) == 0
+        assert slow.exception() or slow.result().status_code == 500
+    assert "Application shutdown complete." in gunicorn.events()
+
+
+def test_a_worker_keeps_its_heartbeat_while_it_starts_slowly_serves_slowly_and_drains(
+    start: Callable[..., Gunicorn],
+) -> None:
+    gunicorn = start(SERVER_WORKER_TIMEOUT_S="2")
+    wait_for(gunicorn.ready)
+    with ThreadPoolExecutor() as threads:
+        slow = threads.submit(gunicorn.get, "/sleep?seconds=7")
+        time.sleep(3)
+        gunicorn.process.terminate()
+        assert slow.result().json() == "slept"
+    assert not any("TIMEOUT" in event for event in gunicorn.events())
+
+
+def test_a_blocked_event_loop_is_ended_and_its_line_is_shown(start: Callable[..., Gunicorn]) -> None:
+    gunicorn = start(SERVER_WORKER_TIMEOUT_S="2")
+    wait_for(gunicorn.ready)
+    with pytest.raises(httpx2.TransportError):
+        gunicorn.get("/block")
+    wait_for(lambda: "worker_stuck" in gunicorn.events())
+    (stuck,) = [line for line in gunicorn.lines() if line["event"] == "worker_stuck"]
+    assert re.search(r'tests/slow_app.py", line \d+ in block', "\n".join(stuck["stack"]))
+    wait_for(gunicorn.ready)
+    assert len(gunicorn.workers()) == 2
+
+
+def test_a_killed_worker_is_replaced(gunicorn: Gunicorn) -> None:
+    os.kill(gunicorn.workers()[0], signal.SIGKILL)
+    wait_for(lambda: len(gunicorn.workers()) == 2)
+    wait_for(gunicorn.ready)
+
+
+def test_workers_end_when_their_master_dies(gunicorn: Gunicorn) -> None:
+    (worker,) = gunicorn.workers()
+    gunicorn.process.kill()
+    wait_for(lambda: gone(worker))
+    assert {"master_died", "Application shutdown complete."} <= set(gunicorn.events())
+
+
+def test_the_service_manager_is_told_by_a_worker_that_serves(
+    tmp_path: Path, start: Callable[..., Gunicorn]
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(30)
+        manager.bind(str(tmp_path / "notify"))
+        gunicorn = start(NOTIFY_SOCKET=str(tmp_path / "notify"))
+        first = manager.recv(1000).decode()
+        assert gunicorn.ready()
+    assert first == f"READY=1\nSTATUS=worker {gunicorn.workers()[0]} serves"
+
+
+def test_the_service_manager_hears_nothing_when_the_application_cannot_start(
+    tmp_path: Path, start: Callable[..., Gunicorn]
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(0.5)
+        manager.bind(str(tmp_path / "notify"))
+        gunicorn = start(NOTIFY_SOCKET=str(tmp_path / "notify"), FAIL_LIFESPAN="1")
+        assert gunicorn.process.wait(timeout=30) == 3
+        with pytest.raises(TimeoutError):
+            manager.recv(1000)
+    assert any("the lifespan fails" in json.dumps(line) for line in gunicorn.lines())
+
+
+def test_a_proxy_is_believed_over_the_socket(gunicorn: Gunicorn) -> None:
+    seen = gunicorn.get("/seen", **{"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"})
+    assert seen.json() == {"client": "203.0.113.7", "scheme": "https"}
+
+
+def test_nobody_is_believed_over_tcp(start: Callable[..., Gunicorn]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    start(SERVER_BIND=address)
+
+    def seen() -> httpx2.Response | None:
+        try:
+            headers = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
+            return httpx2.get(f"http://{address}/seen", headers=headers)
+        except httpx2.TransportError:
+            return None
+
+    wait_for(seen)
+    answer = seen()
+    assert answer is not None
+    assert answer.json() == {"client": "127.0.0.1", "scheme": "http"}

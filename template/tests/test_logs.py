@@ -1,0 +1,140 @@
+"""Every line is one JSON object, whoever wrote it, and none holds a secret."""
+
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import structlog
+from fastapi import FastAPI
+
+from app import logs
+from tests.conftest import LogLines
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_source_writes_the_same_form(log_lines: LogLines) -> None:
+    structlog.get_logger("own").info("own_event", number=1)
+    logging.getLogger("third.party").warning("said %s", "this", extra={"color_message": "red", "more": 2})
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        # pytest put its own capture over ours.
+        logging.captureWarnings(capture=False)
+        logging.captureWarnings(capture=True)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    own, third, warning = log_lines()
+    assert (own["event"], own["logger"], own["level"], own["number"]) == ("own_event", "own", "info", 1)
+    assert (third["event"], third["logger"], third["more"]) == ("said this", "third.party", 2)
+    assert "color_message" not in third
+    assert (warning["logger"], warning["level"]) == ("py.warnings", "warning")
+    assert all(line["timestamp"].endswith("Z") for line in (own, third, warning))
+
+
+def test_what_a_client_sends_cannot_begin_a_line_of_its_own(log_lines: LogLines) -> None:
+    evil = 'a"}\n{"event":"forged"}\r\x1b[31m\u2028\x85\x00\ud800'
+    structlog.get_logger().info("event", text=evil)
+    (line,) = log_lines()
+    assert line["text"] == evil
+
+
+def test_secrets_are_redacted_by_key_at_any_depth_and_in_urls(
+    log_lines: LogLines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = structlog.get_logger()
+    log.info(
+        "event",
+        password="hunter2",
+        headers=[{"Authorization": "Bearer hunter2", "Accept": "text/plain"}],
+        url="postgresql://user:hunter2@host/name",
+        short="redis://:hunter2@host/0",
+        api_key=["hunter2"],
+    )
+    try:
+        raise ConnectionError("cannot reach amqp://user:hunter2@host")
+    except ConnectionError:
+        log.exception("failed")
+    logging.getLogger("third.party").info("connecting to https://user:hunter2@host/")
+    written = capsys.readouterr().out
+    assert "hunter2" not in written
+    assert len(written.splitlines()) == 3
+    first = json.loads(written.splitlines()[0])
+    assert first["password"] == logs.REDACTED
+    assert first["headers"] == [{"Authorization": logs.REDACTED, "Accept": "text/plain"}]
+    assert first["url"] == f"postgresql://user:{logs.REDACTED}@host/name"
+
+
+def test_a_traceback_is_part_of_its_line_and_shows_no_local_variables(log_lines: LogLines) -> None:
+    def fail() -> None:
+        local = "hunter2"
+        raise ValueError(len(local))
+
+    try:
+        fail()
+    except ValueError:
+        logging.getLogger("third.party").exception("failed")
+    (line,) = log_lines()
+    assert line["exception"][0]["exc_type"] == "ValueError"
+    assert line["exception"][0]["frames"][-1]["name"] == "fail"
+    assert "hunter2" not in json.dumps(line)
+
+
+def test_a_record_that_cannot_be_formatted_is_reported_as_a_line(log_lines: LogLines) -> None:
+    record = logging.LogRecord("third.party", logging.INFO, __file__, 1, "%d %d", (1,), None)
+    (handler,) = [handler for handler in logging.getLogger().handlers if isinstance(handler, logs.Handler)]
+    handler.handle(record)
+    (line,) = log_lines()
+    assert (line["event"], line["logger"], line["template"]) == ("log_line_lost", "third.party", "%d %d")
+
+
+def test_a_full_disk_under_the_log_does_not_stop_the_service(
+    log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(full, write_through=True))
+        logging.getLogger("third.party").info("lost")
+        monkeypatch.undo()
+    logging.getLogger("third.party").info("written")
+    assert [line["event"] for line in log_lines()] == ["written"]
+
+
+def test_what_ends_a_thread_or_only_can_be_reported_is_logged(log_lines: LogLines) -> None:
+    def fail() -> None:
+        raise RuntimeError("in a thread")
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    sys.unraisablehook(type("Args", (), {"exc_value": RuntimeError("in a finalizer")})())
+    in_thread, unraisable = log_lines()
+    assert (in_thread["event"], in_thread["exception"][0]["exc_value"]) == (
+        "uncaught_exception_in_thread",
+        "in a thread",
+    )
+    assert unraisable["event"] == "unraisable_exception"
+
+
+def test_what_ends_the_process_is_logged() -> None:
+    code = "from app import logs; logs.configure(); 1 / 0"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == ""
+    line = json.loads(ended.stdout)
+    assert (line["event"], line["exception"][0]["exc_type"]) == ("uncaught_exception", "ZeroDivisionError")
+
+
+def test_development_gets_readable_text(app: FastAPI, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(json=False)
+    structlog.get_logger("own").info("own_event", token="hunter2")
+    written = capsys.readouterr().out
+    assert "own_event" in written
+    assert not written.startswith("{")
+    assert "hunter2" not in written

@@ -1,0 +1,87 @@
+"""What the application is made of."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from app import main
+from app.health import State
+from app.settings import load
+from tests.conftest import client_of
+
+OPENERS = sorted(name for name in vars(main) if name.startswith("open_"))
+
+
+async def test_parts_close_in_reverse_order_also_when_opening_fails_half_way(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    class Part:
+        async def check(self) -> None:
+            """Never fail."""
+
+    def recorder(name: str, *, fails: bool) -> object:
+        @asynccontextmanager
+        async def opener(_settings: object) -> AsyncGenerator[Part]:
+            if fails:
+                raise ConnectionError(name)
+            events.append(f"open {name}")
+            try:
+                yield Part()
+            finally:
+                events.append(f"close {name}")
+
+        return opener
+
+    for name in OPENERS:
+        monkeypatch.setattr(main, name, recorder(name, fails=False))
+    async with app.router.lifespan_context(app):
+        assert app.state.readiness.state == State.SERVING.value
+    assert events == [f"open {name}" for name in OPENERS] + [f"close {name}" for name in reversed(OPENERS)]
+    assert app.state.readiness.state == State.DRAINING.value
+
+    for name in OPENERS[-1:]:
+        events.clear()
+        monkeypatch.setattr(main, name, recorder(name, fails=True))
+        with pytest.raises(ConnectionError, match=name):
+            async with app.router.lifespan_context(app):
+                pass
+        assert events == [f"open {name}" for name in OPENERS[:-1]] + [
+            f"close {name}" for name in reversed(OPENERS[:-1])
+        ]
+
+
+@pytest.mark.parametrize(("docs", "status"), [("", 404), ("true", 200)])
+async def test_documentation_is_off_in_production_unless_switched_on(
+    production: None, monkeypatch: pytest.MonkeyPatch, docs: str, status: int
+) -> None:
+    monkeypatch.setenv("APP_DOCS", docs)
+    async with client_of(main.create_app(), host="api.test") as client:
+        assert (await client.get("/docs")).status_code == status
+        assert (await client.get("/openapi.json")).status_code == status
+
+
+async def test_documentation_is_on_in_development(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/docs")).status_code == 200
+
+
+async def test_only_the_named_origins_may_call_from_a_browser(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APP_CORS_ORIGINS", "https://app.test, https://other.test")
+    async with client_of(main.create_app(load(main.Settings))) as client:
+        allowed = await client.get("/health", headers={"Origin": "https://app.test"})
+        refused = await client.get("/health", headers={"Origin": "https://evil.test"})
+    assert allowed.headers["access-control-allow-origin"] == "https://app.test"
+    assert "access-control-allow-origin" not in refused.headers
+
+
+async def test_without_origins_no_answer_speaks_of_them(client: httpx2.AsyncClient) -> None:
+    answer = await client.get("/health", headers={"Origin": "https://app.test"})
+    assert not [name for name in answer.headers if name.startswith("access-control") or name == "vary"]
