@@ -1,0 +1,73 @@
+# What is done with the template itself; `make help` lists it.
+
+PYTHON ?= python3
+# Where `make demo` renders a project.
+DEMO ?= demo
+PORT ?= 8000
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Debian and Ubuntu packages with programs that tests run.
+SYSTEM_PACKAGES := redis-server
+
+# Rendered projects expect uv on the PATH.
+WITH_TOOLS := PATH="$(CURDIR)/.venv/bin:$$PATH"
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: install ## Serve the default project from ./demo (DEMO=, PORT=); CHECK=1 tries it out
+	@$(WITH_TOOLS) .venv/bin/python -m tools.demo $(if $(filter 1,$(CHECK)),--check,--port $(PORT)) "$(DEMO)"
+
+.PHONY: test
+test: install packages lint ## Run everything, with all that it needs; ARGS= goes to pytest
+	$(WITH_TOOLS) .venv/bin/pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+
+.PHONY: quick
+quick: install ## Run what takes less than a minute
+	$(WITH_TOOLS) .venv/bin/pytest --quick --numprocesses $(JOBS) --dist worksteal $(ARGS)
+
+.PHONY: lint
+lint: install ## Check style and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/shellcheck tools/*.sh .ci/run
+
+.PHONY: format
+format: install ## Mend what ruff can mend
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+.PHONY: pins
+pins: install ## Bring all pins in step with both pyproject.toml; what is pinned stays
+	$(WITH_TOOLS) .venv/bin/python -m tools.pins
+
+.PHONY: upgrade
+upgrade: install ## Pin the newest versions that both pyproject.toml allow
+	$(WITH_TOOLS) .venv/bin/python -m tools.pins --upgrade
+
+.PHONY: install
+install: .venv/installed ## Make .venv exactly what requirements-dev.txt says
+
+.venv/installed: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
+		{ echo 'Python 3.11 to 3.14 is needed, and `$(PYTHON)` is not: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .venv >/dev/null || \
+		{ tools/packages.sh "$$($(PYTHON) -c 'import sys; print(f"python3.{sys.version_info[1]}-venv")')" && \
+		$(PYTHON) -m venv --clear .venv; }
+	@sed -n '/^uv==/,/^[^ ]/{/^uv==/p;/^ /p;}' requirements-dev.txt >.venv/uv.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
+	@VIRTUAL_ENV=.venv .venv/bin/uv pip sync --quiet --require-hashes requirements-dev.txt
+	@touch $@
+
+# Without them the tests that need one are skipped by name; for CI that is not good enough.
+.PHONY: packages
+packages:
+	@tools/packages.sh $(SYSTEM_PACKAGES) || test "$$CI" != true
+
+.PHONY: clean
+clean: ## Remove what can be made again
+	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache
+	find tests tools -name __pycache__ -prune -exec rm -rf {} +
