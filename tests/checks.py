@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -19,21 +20,28 @@ RUFF = Path(sys.executable).with_name("ruff")
 FOREIGN_BRACES = re.compile(r"\$\{\{.*?\}\}")
 
 
+@cache
+def parse_error(suffix: str, text: str) -> str | None:
+    """Why a text is no Python, TOML, YAML or JSON; most files are alike in many projects."""
+    try:
+        match suffix:
+            case ".py":
+                compile(text, "", "exec", dont_inherit=True)
+            case ".toml":
+                tomllib.loads(text)
+            case ".yml" | ".yaml":
+                yaml.safe_load(text)
+            case ".json":
+                json.loads(text)
+    except (SyntaxError, ValueError, yaml.YAMLError) as error:
+        return str(error)
+    return None
+
+
 def unparsable(project: Path) -> Iterator[str]:
     """Python that does not compile; TOML, YAML and JSON that do not parse."""
     for name, path in files(project).items():
-        text = path.read_text()
-        try:
-            match path.suffix:
-                case ".py":
-                    compile(text, name, "exec", dont_inherit=True)
-                case ".toml":
-                    tomllib.loads(text)
-                case ".yml" | ".yaml":
-                    yaml.safe_load(text)
-                case ".json":
-                    json.loads(text)
-        except (SyntaxError, ValueError, yaml.YAMLError) as error:
+        if error := parse_error(path.suffix, path.read_text()):
             yield f"{name}: {error}"
 
 

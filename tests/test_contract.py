@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -36,10 +37,16 @@ def project(answers: Answers, template: Path, tmp_path_factory: pytest.TempPathF
     return render(template, tmp_path_factory.mktemp("contract") / "project", **OWN, **answers)
 
 
+@pytest.fixture(scope="module")
+def sound(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with the default choices."""
+    return render(template, tmp_path_factory.mktemp("sound") / "project", **OWN)
+
+
 @pytest.fixture
-def broken(template: Path, tmp_path: Path) -> Path:
-    """A default project for a test to break."""
-    return render(template, tmp_path / "project", **OWN)
+def broken(sound: Path, tmp_path: Path) -> Path:
+    """A copy of a sound project, for a test to break."""
+    return shutil.copytree(sound, tmp_path / "project")
 
 
 # ------------------------------------------------------------- what files say

@@ -72,6 +72,8 @@ def user(origin: Path) -> dict[str, str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     return kept | {
+        # A project's whole test suite is run where every distinct project is.
+        "ARGS": "--no-cov tests/test_health.py",
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{origin}.insteadOf",
         "GIT_CONFIG_VALUE_0": "https://github.com/org/fastapi-prod.git",

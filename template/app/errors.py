@@ -9,7 +9,9 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -58,6 +60,14 @@ class ProblemResponse(JSONResponse):
         return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
 
 
+def route_template(scope: Scope) -> str | None:
+    """Return the matched route as declared (`/items/{item_id}`), so that log lines can be grouped by it."""
+    # An included router's own route knows its path without the prefix; only the context has the whole one.
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    path: str | None = getattr(context or scope.get("route"), "path", None)
+    return path
+
+
 def problem(
     status: int,
     detail: str | None = None,
@@ -81,11 +91,21 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation_error)
 
 
-async def _http_error(_request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - Starlette's handlers are typed for any Exception
     if error.status_code in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
         return Response(status_code=error.status_code, headers=error.headers)
-    return problem(error.status_code, error.detail, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(allowed_methods(request)))
+    return problem(error.status_code, error.detail, headers=headers)
+
+
+def allowed_methods(request: Request) -> set[str]:
+    """Return what the requested path allows; the router itself names only the first route it met."""
+    path = route_template(request.scope)
+    routes = iter_route_contexts(request.app.routes)
+    return {method for route in routes if route.path == path for method in route.methods or ()}
 
 
 async def _validation_error(_request: Request, error: Exception) -> Response:

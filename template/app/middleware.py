@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import problem
+from app.errors import problem, route_template
 
 log = structlog.get_logger(__name__)
 access_log = structlog.get_logger("app.access")
@@ -18,14 +18,6 @@ access_log = structlog.get_logger("app.access")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 HOST = re.compile(r"(?P<name>[a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.IGNORECASE)
 PROBES = frozenset({"/health", "/ready"})
-
-
-def route_template(scope: Scope) -> str | None:
-    """Return the matched route as declared (`/items/{item_id}`), so that log lines can be grouped by it."""
-    # An included router's own route knows its path without the prefix; only the context has the whole one.
-    context = scope.get("fastapi", {}).get("effective_route_context")
-    path: str | None = getattr(context or scope.get("route"), "path", None)
-    return path
 
 
 class RequestContext:

@@ -47,7 +47,9 @@ class Server:
 
     def url_of(self, database: str) -> str:
         """The address, for SQLAlchemy, of a database."""
-        return f"postgresql+asyncpg://postgres@/{database}?host={quote(str(self.socket_folder))}"
+        # Without the port, a developer's PGPORT would count.
+        folder = quote(str(self.socket_folder))
+        return f"postgresql+asyncpg://postgres@/{database}?host={folder}&port=5432"
 
     def start(self) -> None:
         """Start the server unless it runs, creating its data first.

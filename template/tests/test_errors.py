@@ -33,6 +33,9 @@ def app(settings: Settings) -> FastAPI:
     async def teapot() -> None:
         raise HTTPException(418, "I am a teapot", headers={"X-Tea": "none"})
 
+    @app.patch("/teapot")
+    async def fill() -> None: ...
+
     @app.get("/unchanged")
     async def unchanged() -> None:
         raise HTTPException(304)
@@ -68,7 +71,7 @@ async def test_an_unknown_route_and_a_wrong_method(client: httpx2.AsyncClient) -
     assert assert_problem(await client.get("/nowhere"), 404)["title"] == "Not Found"
     wrong_method = await client.put("/teapot")
     assert_problem(wrong_method, 405)
-    assert wrong_method.headers["allow"] == "GET"
+    assert wrong_method.headers["allow"] == "GET, PATCH"
 
 
 async def test_an_http_error_keeps_its_detail_and_headers(client: httpx2.AsyncClient) -> None:

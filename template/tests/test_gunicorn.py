@@ -108,35 +108,29 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Gunicorn]]:
         gunicorn.process.wait(timeout=30)
 
 
-@pytest.fixture
-def gunicorn(start: Callable[..., Gunicorn]) -> Gunicorn:
-    """A gunicorn that is ready."""
-    started = start()
-    wait_for(started.ready)
-    return started
+def test_a_whole_run_from_the_first_line_to_the_last(tmp_path: Path, start: Callable[..., Gunicorn]) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(30)
+        manager.bind(str(tmp_path / "notify"))
+        gunicorn = start(NOTIFY_SOCKET=str(tmp_path / "notify"))
+        told = manager.recv(1000).decode()
+        assert gunicorn.ready(), "the service manager was told too early"
+    assert told == f"READY=1\nSTATUS=worker {gunicorn.workers()[0]} serves"
 
+    assert stat.S_IMODE(gunicorn.socket.stat().st_mode) == 0o770, "others may connect"
+    believed = gunicorn.get("/seen", **{"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"})
+    assert believed.json() == {"client": "203.0.113.7", "scheme": "https"}
 
-def test_every_line_of_a_whole_run_is_json(gunicorn: Gunicorn) -> None:
-    assert gunicorn.get("/nowhere").status_code == 404
-    gunicorn.process.terminate()
+    with ThreadPoolExecutor() as threads:
+        slow = threads.submit(gunicorn.get, "/sleep?seconds=2")
+        time.sleep(0.5)
+        gunicorn.process.terminate()
+        assert slow.result().json() == "slept", "a request in flight was cut"
     assert gunicorn.process.wait(timeout=30) == 0
     events = gunicorn.events()
     assert events[-1] == "Shutting down: Master"
     assert {"request", "Application shutdown complete."} <= set(events)
     assert not any(line["logger"] == "uvicorn.access" for line in gunicorn.lines())
-
-
-def test_only_owner_and_group_may_connect(gunicorn: Gunicorn) -> None:
-    assert stat.S_IMODE(gunicorn.socket.stat().st_mode) == 0o770
-
-
-def test_a_request_in_flight_is_finished_before_the_worker_ends(gunicorn: Gunicorn) -> None:
-    with ThreadPoolExecutor() as threads:
-        slow = threads.submit(gunicorn.get, "/sleep?seconds=2")
-        time.sleep(0.5)
-        gunicorn.process.terminate()
-        assert slow.result().json() == "slept"
-    assert gunicorn.process.wait(timeout=30) == 0
 
 
 def test_a_request_that_takes_too_long_to_drain_is_cut_and_the_rest_closes(
@@ -153,7 +147,9 @@ def test_a_request_that_takes_too_long_to_drain_is_cut_and_the_rest_closes(
     assert "Application shutdown complete." in gunicorn.events()
 
 
-def test_an_interrupt_cuts_requests_but_closes_what_is_open(gunicorn: Gunicorn) -> None:
+def test_an_interrupt_cuts_requests_but_closes_what_is_open(start: Callable[..., Gunicorn]) -> None:
+    gunicorn = start()
+    wait_for(gunicorn.ready)
     with ThreadPoolExecutor() as threads:
         slow = threads.submit(gunicorn.get, "/sleep?seconds=60")
         time.sleep(0.5)
@@ -163,9 +159,7 @@ def test_an_interrupt_cuts_requests_but_closes_what_is_open(gunicorn: Gunicorn) 
     assert "Application shutdown complete." in gunicorn.events()
 
 
-def test_a_worker_keeps_its_heartbeat_while_it_starts_slowly_serves_slowly_and_drains(
-    start: Callable[..., Gunicorn],
-) -> None:
+def test_a_slow_request_is_no_blocked_event_loop_also_while_draining(start: Callable[..., Gunicorn]) -> None:
     gunicorn = start(SERVER_WORKER_TIMEOUT_S="2")
     wait_for(gunicorn.ready)
     with ThreadPoolExecutor() as threads:
@@ -176,7 +170,9 @@ def test_a_worker_keeps_its_heartbeat_while_it_starts_slowly_serves_slowly_and_d
     assert not any("TIMEOUT" in event for event in gunicorn.events())
 
 
-def test_a_blocked_event_loop_is_ended_and_its_line_is_shown(start: Callable[..., Gunicorn]) -> None:
+def test_a_worker_that_is_stuck_or_killed_is_replaced_and_none_outlives_the_master(
+    start: Callable[..., Gunicorn],
+) -> None:
     gunicorn = start(SERVER_WORKER_TIMEOUT_S="2")
     wait_for(gunicorn.ready)
     with pytest.raises(httpx2.TransportError):
@@ -184,33 +180,15 @@ def test_a_blocked_event_loop_is_ended_and_its_line_is_shown(start: Callable[...
     wait_for(lambda: "worker_stuck" in gunicorn.events())
     (stuck,) = [line for line in gunicorn.lines() if line["event"] == "worker_stuck"]
     assert re.search(r'tests/slow_app.py", line \d+ in block', "\n".join(stuck["stack"]))
+
     wait_for(gunicorn.ready)
-    assert len(gunicorn.workers()) == 2
-
-
-def test_a_killed_worker_is_replaced(gunicorn: Gunicorn) -> None:
-    os.kill(gunicorn.workers()[0], signal.SIGKILL)
-    wait_for(lambda: len(gunicorn.workers()) == 2)
+    os.kill(gunicorn.workers()[1], signal.SIGKILL)
+    wait_for(lambda: len(gunicorn.workers()) == 3)
     wait_for(gunicorn.ready)
 
-
-def test_workers_end_when_their_master_dies(gunicorn: Gunicorn) -> None:
-    (worker,) = gunicorn.workers()
     gunicorn.process.kill()
-    wait_for(lambda: gone(worker))
+    wait_for(lambda: gone(gunicorn.workers()[2]))
     assert {"master_died", "Application shutdown complete."} <= set(gunicorn.events())
-
-
-def test_the_service_manager_is_told_by_a_worker_that_serves(
-    tmp_path: Path, start: Callable[..., Gunicorn]
-) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.settimeout(30)
-        manager.bind(str(tmp_path / "notify"))
-        gunicorn = start(NOTIFY_SOCKET=str(tmp_path / "notify"))
-        first = manager.recv(1000).decode()
-        assert gunicorn.ready()
-    assert first == f"READY=1\nSTATUS=worker {gunicorn.workers()[0]} serves"
 
 
 def test_the_service_manager_hears_nothing_when_the_application_cannot_start(
@@ -224,11 +202,6 @@ def test_the_service_manager_hears_nothing_when_the_application_cannot_start(
         with pytest.raises(TimeoutError):
             manager.recv(1000)
     assert any("the lifespan fails" in json.dumps(line) for line in gunicorn.lines())
-
-
-def test_a_proxy_is_believed_over_the_socket(gunicorn: Gunicorn) -> None:
-    seen = gunicorn.get("/seen", **{"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"})
-    assert seen.json() == {"client": "203.0.113.7", "scheme": "https"}
 
 
 def test_nobody_is_believed_over_tcp(start: Callable[..., Gunicorn]) -> None:

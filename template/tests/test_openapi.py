@@ -40,7 +40,7 @@ def test_every_answer_is_as_documented(live_server: str) -> None:
         operation = result.ok()
 
         @given(case=operation.as_strategy())
-        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
         def check(case: schemathesis.Case[Any]) -> None:
             case.call_and_validate(
                 checks=[
