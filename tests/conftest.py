@@ -47,6 +47,8 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     (folder / "copier.yml").write_text("{}\n")
     (folder / "gitconfig").write_text(
         "[user]\nname = Test\nemail = test@example.com\n[init]\ndefaultBranch = main\n"
+        # Somebody else may own the checkout.
+        "[safe]\ndirectory = *\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COPIER_SETTINGS_PATH", str(folder / "copier.yml"))

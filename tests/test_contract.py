@@ -253,6 +253,8 @@ def versions_disagree(project: Path, python_version: str) -> Iterator[str]:
             text = (project / name).read_text()
             if python_version not in text and ".python-version" not in text:
                 yield f"{name}: runs another Python than {python_version}"
+            for other in set(re.findall(r"\b3\.\d\d\b", text)) - {python_version}:
+                yield f"{name}: names Python {other}"
 
 
 def answers_missing(project: Path) -> Iterator[str]:
@@ -343,7 +345,8 @@ def test_each_check_finds_its_fault(
         ("Makefile", "<3.15", "<3.14"),
         ("Makefile", "--python-version 3.11", "--python-version 3.12"),
         ("README.md", "3.11 to 3.14", "3.11 to 3.13"),
-        (CI[0], ".python-version", "3.10"),
+        (CI[0], ".python-version", "python-version"),
+        (CI[0], ".python-version", ".python-version # 3.10"),
     ],
 )
 def test_another_version_of_python_is_found(name: str, old: str, new: str, broken: Path) -> None:

@@ -42,6 +42,7 @@ def test_the_command_copies_without_trust(source: Path, tmp_path: Path) -> None:
     assert "_commit: v0.1.0" in (tmp_path / "project" / ".copier-answers.yml").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_copies_from_an_address_without_trust(source: Path, tmp_path: Path) -> None:
     done = run("copy", "--defaults", f"git+{source.as_uri()}", "project", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -75,6 +76,7 @@ def test_a_feature_that_needs_trust_would_be_seen_in_a_copy(
     assert not (tmp_path / "project").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TASKS, EXTENSIONS, MIGRATIONS])
 def test_a_feature_that_needs_trust_would_be_seen_in_an_update(
     config: str, source: Path, tmp_path: Path

@@ -51,6 +51,14 @@ OLDER = [
     ("gunicorn_conf.py", "timeout = {}", "timeout = 60 or {}"),
 ]
 
+# What an owner's edits put into files of the template.
+OWN_WORDS = {
+    "app/main.py": 'app.include_router(orders, prefix="/api/v1")',
+    "app/settings.py": "    greeting: str",
+    "pyproject.toml": '    "email-validator>=2,<3",',
+    "README.md": "Orders are what this service is about.",
+}
+
 ROUTES = '''"""Orders: the routes."""
 
 from fastapi import APIRouter
@@ -230,10 +238,13 @@ def test_an_edited_project_keeps_its_edits_without_a_conflict(
     assert not [name for name in files(project) if name.endswith(".rej")]
     assert not [name for name, path in files(project).items() if "<<<<<<<" in path.read_text()]
     assert differences(project, edited) == []
+    for name, words in OWN_WORDS.items():
+        assert words in (project / name).read_text()
     assert (project / "requirements.txt").read_text() == pins
     assert pins.endswith("email-validator==2.3.0\n")
 
 
+@pytest.mark.slow
 def test_a_conflict_would_be_seen(history: Path, tmp_path: Path) -> None:
     project = commit(render(history, tmp_path / "project", version="v0.1.0"))
     text = (project / "pyproject.toml").read_text()

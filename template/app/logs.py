@@ -1,13 +1,15 @@
 """Logs: one JSON object per line on stdout, whoever wrote the line."""
 
+import io
 import json as json_module
 import logging
 import logging.config
+import os
 import re
 import sys
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 from structlog.stdlib import ProcessorFormatter
@@ -55,7 +57,7 @@ class Handler(logging.StreamHandler[Any]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        self.stream = sys.stdout
+        self.stream = sys.stdout.beneath if isinstance(sys.stdout, Printed) else sys.stdout
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
@@ -71,6 +73,28 @@ class Handler(logging.StreamHandler[Any]):
             "error": repr(error),
         }
         self.stream.write(json_module.dumps(line) + self.terminator)
+
+
+class Printed(io.TextIOBase):
+    """Stands in for stdout or stderr: what is printed there becomes log lines."""
+
+    def __init__(self, name: str, beneath: TextIO) -> None:
+        """Log as `name`; log lines themselves go to `beneath`."""
+        self.beneath = beneath
+        self.log = logging.getLogger(name)
+        self.rest = ""
+
+    def write(self, text: str) -> int:
+        """Log every line that is complete."""
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            if line.strip():
+                self.log.warning("printed", extra={"text": line})
+        return len(text)
+
+    def fileno(self) -> int:
+        """Return the file below, which programs that this one starts may write to."""
+        return self.beneath.fileno()
 
 
 def dict_config(*, level: str = "INFO", json: bool = True) -> dict[str, Any]:
@@ -138,6 +162,18 @@ def configure(*, level: str = "INFO", json: bool = True) -> None:
     sys.excepthook = log_uncaught
     threading.excepthook = log_uncaught_in_thread
     sys.unraisablehook = log_unraisable
+
+
+def begin() -> None:
+    """Configure what must be logged before the settings are known, and what is printed past the log.
+
+    Text is for development alone; there, prints stay prints.
+    """
+    environ = os.environ
+    json = environ.get("APP_ENVIRONMENT") != "development" or environ.get("APP_LOG_FORMAT") == "json"
+    configure(json=json)
+    if json and not isinstance(sys.stderr, Printed):
+        sys.stdout, sys.stderr = Printed("stdout", sys.stdout), Printed("stderr", sys.stderr)
 
 
 def log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

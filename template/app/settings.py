@@ -1,7 +1,6 @@
 """Settings: environment variables, typed and checked before anything starts."""
 
 import dataclasses
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from app import logs
 
 T = TypeVar("T")
 
+BIND = re.compile(r"unix:.+|[^:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
 PLACEHOLDER = re.compile(r"change-?me|\bexample\.(com|net|org)\b", re.IGNORECASE)
 DEVELOPMENT_ONLY: dict[str, Any] = {"development_only": True}
 
@@ -165,7 +165,6 @@ class ServerSettings(EnvSettings):
     )
     bind: str = Field(
         "unix:app.sock",
-        pattern=r"^(unix:.+|[^:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5})$",
         description="Where gunicorn listens: `unix:/path/to/socket`; in development also `host:port`.",
     )
     worker_timeout_s: int = Field(
@@ -193,6 +192,8 @@ class ServerSettings(EnvSettings):
     @classmethod
     def refuse_tcp_in_production(cls, value: str, info: ValidationInfo) -> str:
         """Only who may open the socket file may speak to the app, so proxy headers can be believed."""
+        if not BIND.fullmatch(value):
+            raise ValueError("must be unix:/path/to/socket, or host:port in development")
         if info.data.get("environment") is Environment.PRODUCTION and not value.startswith("unix:"):
             raise ValueError("must be unix:/path/to/socket in production, where only the proxy may connect")
         return value
@@ -227,7 +228,7 @@ def load_or_exit(groups: type[T]) -> T:
     try:
         return load(groups)
     except SettingsError as error:
-        logs.configure(json=os.environ.get("APP_ENVIRONMENT") != Environment.DEVELOPMENT)
+        logs.begin()
         for variable, wrong in error.mistakes.items():
             structlog.get_logger("app.settings").critical("setting_refused", variable=variable, problem=wrong)
         sys.exit(1)

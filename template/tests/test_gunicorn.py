@@ -221,3 +221,20 @@ def test_nobody_is_believed_over_tcp(start: Callable[..., Gunicorn]) -> None:
     answer = seen()
     assert answer is not None
     assert answer.json() == {"client": "127.0.0.1", "scheme": "http"}
+
+
+def test_an_application_that_cannot_be_imported_ends_with_json_too(tmp_path: Path) -> None:
+    (tmp_path / "fastapi.py").write_text("raise ImportError('no such module')\n")
+    environment = {"APP_LOG_FORMAT": "json", "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "-c", ROOT / "gunicorn_conf.py"],
+        cwd=tmp_path,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode != 0
+    lines = [json.loads(line) for line in (ended.stdout + ended.stderr).splitlines()]
+    assert any("no such module" in str(line.get("text")) for line in lines)

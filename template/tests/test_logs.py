@@ -131,6 +131,31 @@ def test_what_ends_the_process_is_logged() -> None:
     assert (line["event"], line["exception"][0]["exc_type"]) == ("uncaught_exception", "ZeroDivisionError")
 
 
+PRINTS = """
+import os, sys
+from app import logs
+
+logs.begin()
+logs.begin()
+print("one\\ntwo")
+print("thr", end="")
+print("ee", file=sys.stdout)
+print("four", file=sys.stderr)
+os.system("echo '{}'")
+"""
+
+
+def test_what_is_printed_past_the_log_becomes_lines_of_it() -> None:
+    environment = os.environ | {"APP_LOG_FORMAT": "json"}
+    ended = subprocess.run(
+        [sys.executable, "-c", PRINTS], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert ended.stderr == ""
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    printed = [(line["logger"], line["text"]) for line in lines if line]
+    assert printed == [("stdout", "one"), ("stdout", "two"), ("stdout", "three"), ("stderr", "four")]
+
+
 def test_development_gets_readable_text(app: FastAPI, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(json=False)
     structlog.get_logger("own").info("own_event", token="hunter2")

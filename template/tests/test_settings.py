@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.main import Settings
-from app.settings import SettingsError, load, settings_groups
+from app.settings import SettingsError, load, load_or_exit, settings_groups
 from scripts import document_settings
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +86,16 @@ def test_a_wrong_setting_stops_the_start_with_one_line_for_each(tmp_path: Path) 
         assert len(refused) == len([line for line in lines if line["event"] == "setting_refused"])
 
 
+def test_in_development_a_mistake_is_readable(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("APP_LOG_LEVEL", "loud")
+    with pytest.raises(SystemExit) as ended:
+        load_or_exit(Settings)
+    assert ended.value.code == 1
+    assert "APP_LOG_LEVEL" in capsys.readouterr().out
+
+
 def test_an_empty_variable_is_as_good_as_none(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     for _, group in settings_groups(Settings):
         for name, field in group.model_fields.items():
@@ -120,3 +130,17 @@ def test_make_settings_writes_both_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert readme.startswith("before\n")
     assert readme.endswith("after\n")
     assert "| `APP_ALLOWED_HOSTS` | must be set |" in readme
+
+
+@pytest.mark.parametrize("bind", ["unix:/run/app.sock", "127.0.0.1:8000", "[::1]:8000"])
+def test_development_listens_anywhere(settings: Settings, monkeypatch: pytest.MonkeyPatch, bind: str) -> None:
+    monkeypatch.setenv("SERVER_BIND", bind)
+    assert load(Settings).server.bind == bind
+
+
+@pytest.mark.parametrize("bind", ["unix:", "8000", "host:port", "host:8000:1"])
+def test_what_is_no_address_is_refused(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, bind: str
+) -> None:
+    monkeypatch.setenv("SERVER_BIND", bind)
+    assert mistakes() == {"SERVER_BIND": "must be unix:/path/to/socket, or host:port in development"}
