@@ -2,7 +2,8 @@
 
 import os
 import subprocess
-import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,22 +13,40 @@ from tests.combinations import Answers, choices, combinations, files, render, ro
 # The questions that change what runs; the others change files that describe or deploy it.
 AXES = ("database", "cache")
 CODE = ("app/", "migrations/", "scripts/", "tests/", "gunicorn_conf.py", "requirements")
+SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
 SCENARIO = Path(__file__).parent / "scenarios" / "service.py"
 
 
-def command(project: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def identify(value: object) -> str:
+    """Return the id of a row, or nothing for what is only its number."""
+    return row_id(value) if isinstance(value, dict) else ""
+
+
+def command(project: Path, *arguments: str | Path, **own: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a project as its owner would, with nothing of ours in the environment."""
-    ours = ("MAKE", "PYTEST", "COV_", "VIRTUAL_ENV", "APP_", "PYTHONPATH")
+    ours = ("MAKE", "PYTEST", "COV_", "VIRTUAL_ENV", "APP_", "PYTHON")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return subprocess.run(
         [str(argument) for argument in arguments],
         cwd=project,
-        env=environment | {"PYTHON": str(Path(sys.executable).resolve())},
+        env=environment | own,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=900,
     )
+
+
+@cache
+def interpreters() -> list[str]:
+    """Return one interpreter for each supported Python on this machine."""
+    found = []
+    for version in SUPPORTED:
+        search = ["uv", "python", "find", "--system", "--no-project", "--no-python-downloads"]
+        done = subprocess.run([*search, version], capture_output=True, text=True)
+        if done.returncode == 0:
+            found.append(done.stdout.strip())
+    return found
 
 
 def code_of(project: Path) -> dict[str, bytes]:
@@ -46,19 +65,35 @@ def test_no_other_question_changes_what_runs(template: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("answers", combinations(AXES), ids=row_id)
+@pytest.mark.parametrize(("number", "answers"), list(enumerate(combinations(AXES))), ids=identify)
 def test_an_app_passes_its_own_checks_and_a_whole_run(
-    answers: Answers, template: Path, tmp_path: Path, record_property: pytest.RecordProperty
+    number: int,
+    answers: Answers,
+    template: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     project = render(template, tmp_path / "project", **answers)
+    # In turn, so that every supported Python of this machine runs some app.
+    python = interpreters()[number % len(interpreters())]
 
     for target in ("lint", "test"):
-        done = command(project, "make", target)
+        done = command(project, "make", target, PYTHON=python)
         assert done.returncode == 0, done.stdout
-    assert " skipped" not in done.stdout
+    assert "skipped" not in done.stdout.splitlines()[-1]
     (coverage,) = [line for line in done.stdout.splitlines() if "Total coverage" in line]
 
     done = command(project, ".venv/bin/python", SCENARIO)
     assert done.returncode == 0, done.stdout
-    figures = "; ".join(done.stdout.splitlines())
-    record_property(row_id(answers), f"{coverage.split(': ')[-1]} covered; {figures}")
+    figures = [*done.stdout.splitlines(), f"{coverage.split(': ')[-1]} covered"]
+
+    if answers["database"] != "none":
+        models = project / "app/items/models.py"
+        models.write_text(models.read_text() + "    color: Mapped[str | None]\n")
+        for arguments in (["migration", "m=add color"], ["migrate"], ["lint"]):
+            done = command(project, "make", *arguments, PYTHON=python)
+            assert done.returncode == 0, done.stdout
+        (written,) = (project / "migrations/versions").glob("*_add_color.py")
+        assert "add_column" in written.read_text()
+
+    record_property(f"{row_id(answers)} on {Path(python).name}", "; ".join(figures))

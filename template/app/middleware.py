@@ -168,4 +168,4 @@ class BodyLimit:
     def refusal(self) -> HTTPException:
         """Return the error for a body over the limit; what was not read of it ends with the connection."""
         detail = f"The request body is larger than {self.limit_bytes} bytes."
-        return HTTPException(HTTPStatus.CONTENT_TOO_LARGE, detail, {"connection": "close"})
+        return HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, {"connection": "close"})

@@ -1,5 +1,6 @@
 """PostgreSQL: its settings, engines, connection budget and migration lock."""
 
+import asyncio
 import ssl
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -109,25 +110,13 @@ def workers_within_budget(settings: DbSettings) -> int:
     return settings.connection_limit // (RELEASES_AT_ONCE * settings.connections_per_worker)
 
 
-async def warn_if_over_budget(settings: DbSettings, workers: int) -> None:
+def warn_if_over_budget(settings: DbSettings, workers: int) -> None:
     """Warn, with the figures, when two releases could ask for more connections than the server allows."""
-    engine = create_async_engine(
-        settings.url.get_secret_value(),
-        poolclass=NullPool,
-        connect_args={"timeout": settings.connect_timeout_s},
-    )
     try:
-        async with engine.connect() as connection:
-            query = text(
-                "SELECT current_setting('max_connections')::int"
-                " - current_setting('superuser_reserved_connections')::int"
-            )
-            allowed = (await connection.execute(query)).scalar_one()
+        allowed = asyncio.run(connections_allowed(settings))
     except CONNECT_ERRORS as error:
         log.warning("connection_budget_unknown", error=repr(error))
         return
-    finally:
-        await engine.dispose()
     needed = RELEASES_AT_ONCE * workers * settings.connections_per_worker
     if needed > allowed:
         log.warning(
@@ -139,6 +128,24 @@ async def warn_if_over_budget(settings: DbSettings, workers: int) -> None:
             releases=RELEASES_AT_ONCE,
             mend="lower WEB_CONCURRENCY or DATABASE_POOL_SIZE, or raise the server's max_connections",
         )
+
+
+async def connections_allowed(settings: DbSettings) -> int:
+    """Ask the server how many connections it grants to all who are no superuser."""
+    engine = create_async_engine(
+        settings.url.get_secret_value(),
+        poolclass=NullPool,
+        connect_args={"timeout": settings.connect_timeout_s},
+    )
+    try:
+        async with engine.connect() as connection:
+            query = text(
+                "SELECT current_setting('max_connections')::int"
+                " - current_setting('superuser_reserved_connections')::int"
+            )
+            return int((await connection.execute(query)).scalar_one())
+    finally:
+        await engine.dispose()
 
 
 def migration_engine(settings: DbSettings) -> AsyncEngine:

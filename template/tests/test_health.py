@@ -37,7 +37,7 @@ async def test_ready_names_what_failed_and_tells_nothing_else(app: FastAPI) -> N
         raise ConnectionError("password=hunter2 was refused")
 
     async def explained() -> None:
-        raise NotReady("run the migrations")
+        raise NotReady("closed for repair")
 
     async with client_of(app) as client:
         app.state.readiness.add("broken", broken)
@@ -45,7 +45,7 @@ async def test_ready_names_what_failed_and_tells_nothing_else(app: FastAPI) -> N
         answer = await client.get("/ready")
     assert answer.status_code == 503
     assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["failed"] == {"broken": "unavailable", "explained": "run the migrations"}
+    assert answer.json()["failed"] == {"broken": "unavailable", "explained": "closed for repair"}
     assert "hunter2" not in answer.text
 
 

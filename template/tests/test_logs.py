@@ -52,12 +52,12 @@ def test_secrets_are_redacted_by_key_at_any_depth_and_in_urls(
         "event",
         password="hunter2",
         headers=[{"Authorization": "Bearer hunter2", "Accept": "text/plain"}],
-        url="postgresql://user:hunter2@host/name",
-        short="redis://:hunter2@host/0",
+        url="amqp://user:hunter2@host/name",
+        short="ftp://:hunter2@host/0",
         api_key=["hunter2"],
     )
     try:
-        raise ConnectionError("cannot reach amqp://user:hunter2@host")
+        raise ConnectionError("cannot reach ldap://user:hunter2@host")
     except ConnectionError:
         log.exception("failed")
     logging.getLogger("third.party").info("connecting to https://user:hunter2@host/")
@@ -67,7 +67,7 @@ def test_secrets_are_redacted_by_key_at_any_depth_and_in_urls(
     first = json.loads(written.splitlines()[0])
     assert first["password"] == logs.REDACTED
     assert first["headers"] == [{"Authorization": logs.REDACTED, "Accept": "text/plain"}]
-    assert first["url"] == f"postgresql://user:{logs.REDACTED}@host/name"
+    assert first["url"] == f"amqp://user:{logs.REDACTED}@host/name"
 
 
 def test_a_traceback_is_part_of_its_line_and_shows_no_local_variables(log_lines: LogLines) -> None:

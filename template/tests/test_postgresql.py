@@ -110,20 +110,18 @@ def test_workers_share_the_connections_of_two_releases(monkeypatch: pytest.Monke
     assert workers_within_budget(DbSettings.load()) == 4
 
 
-async def test_too_many_connections_are_warned_of_with_the_figures(
-    settings: Settings, log_lines: LogLines
-) -> None:
-    await warn_if_over_budget(settings.db, workers=1)
+def test_too_many_connections_are_warned_of_with_the_figures(settings: Settings, log_lines: LogLines) -> None:
+    warn_if_over_budget(settings.db, workers=1)
     assert log_lines() == []
-    await warn_if_over_budget(settings.db, workers=1000)
+    warn_if_over_budget(settings.db, workers=1000)
     (line,) = log_lines()
     assert (line["event"], line["level"]) == ("connection_budget_exceeded", "warning")
     assert (line["needed"], line["workers"], line["connections_per_worker"]) == (20_000, 1000, 10)
     assert 0 < line["allowed"] < line["needed"]
 
 
-async def test_a_database_that_is_away_at_the_start_only_warns(
+def test_a_database_that_is_away_at_the_start_only_warns(
     unreachable_database: None, log_lines: LogLines
 ) -> None:
-    await warn_if_over_budget(DbSettings.load(), workers=1)
+    warn_if_over_budget(DbSettings.load(), workers=1)
     assert [line["event"] for line in log_lines()] == ["connection_budget_unknown"]

@@ -58,7 +58,7 @@ def test_version_2_in_a_container_has_its_limit_at_the_root(machine: Path) -> No
     write(
         machine,
         {
-            "own": "0::/../../docker/abc",
+            "own": "0::/../../pods/abc",
             "cgroup.controllers": "cpu memory",
             "cpu.max": "200000 100000",
             "memory.max": "536870912",
