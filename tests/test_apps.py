@@ -40,12 +40,14 @@ def command(project: Path, *arguments: str | Path, **own: str) -> subprocess.Com
 @cache
 def interpreters() -> list[str]:
     """Return one interpreter for each supported Python on this machine."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found = []
     for version in SUPPORTED:
+        # pyenv's shims stand in the way of uv.
+        wanted = [version, *sorted(map(str, pyenv.glob(f"{version}.*/bin/python3")))]
         search = ["uv", "python", "find", "--system", "--no-project", "--no-python-downloads"]
-        done = subprocess.run([*search, version], capture_output=True, text=True)
-        if done.returncode == 0:
-            found.append(done.stdout.strip())
+        tried = [subprocess.run([*search, name], capture_output=True, text=True) for name in wanted]
+        found += [done.stdout.strip() for done in tried if done.returncode == 0][:1]
     return found
 
 
@@ -96,4 +98,5 @@ def test_an_app_passes_its_own_checks_and_a_whole_run(
         (written,) = (project / "migrations/versions").glob("*_add_color.py")
         assert "add_column" in written.read_text()
 
-    record_property(f"{row_id(answers)} on {Path(python).name}", "; ".join(figures))
+    version = command(project, python, "--version").stdout.strip()
+    record_property(f"{row_id(answers)} on {version}", "; ".join(figures))

@@ -13,7 +13,7 @@ from tests.combinations import commit, render, snapshot
 HINTS = {
     "starts a PostgreSQL": ("database", "postgresql"),
     "is a file in the project": ("database", "sqlite"),
-    "redis-server": ("cache", "redis"),
+    "starts a Redis": ("cache", "redis"),
     ".github/workflows/ci.yml": ("ci", "github"),
     ".gitlab-ci.yml": ("ci", "gitlab"),
 }

@@ -1,6 +1,7 @@
 """Every project is born with exactly the pins that its own `make pins` would write."""
 
 import re
+import subprocess
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tools import pins
 DISTINCT = list(pins.distinct_combinations().values())
 OPTIONS = {"color": ["red", "green", "blue"], "size": ["small", "large"]}
 EVERY: set[pins.Row] = {tuple(zip(OPTIONS, row, strict=True)) for row in product(*OPTIONS.values())}
+
+PLATFORMS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin"]
 
 
 def pick(*pairs: str) -> set[pins.Row]:
@@ -161,3 +164,27 @@ def test_a_file_added_to_a_release_later_is_no_mistake() -> None:
 def test_the_database_and_the_cache_decide_dependencies() -> None:
     deciding = {name for row in pins.distinct_combinations() for name, _ in row}
     assert {"database", "cache"} <= deciding <= set(choices())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
+def test_every_supported_python_installs_every_pin_without_a_compiler(
+    version: str, platform: str, tmp_path: Path
+) -> None:
+    for database in choices()["database"]:
+        answers = {"database": database, "cache": "redis"}
+        (tmp_path / "pins.txt").write_text(pins.render("requirements-dev.txt", answers))
+        pip = ["uv", "pip", "install", "--dry-run", "--require-hashes", "--only-binary", ":all:"]
+        there = [
+            "--python-version",
+            version,
+            "--python-platform",
+            platform,
+            "--target",
+            str(tmp_path),
+        ]
+        done = subprocess.run(
+            [*pip, *there, "-r", tmp_path / "pins.txt"], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr

