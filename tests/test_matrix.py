@@ -77,7 +77,7 @@ WORDS: list[tuple[str, set[str], str]] = [
     ("proxy", {"caddy"}, r"caddy"),
     ("deployment", {"docker"}, r"docker|\bcompose\b|container image"),
     ("deployment", {"systemd"}, r"systemd|systemctl|journald|journalctl"),
-    ("cache", {"redis"}, r"redis"),
+    ("cache", {"redis"}, r"redis|valkey"),
     ("ci", {"github"}, r"github"),
     ("ci", {"gitlab"}, r"gitlab"),
 ]

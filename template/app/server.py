@@ -19,11 +19,13 @@ WORKER_BYTES = 96 * 2**20
 def worker_count(*, asked: int | None, connection_limit: int | None = None) -> int:
     """Return the number of workers: what was asked for, else one per processor as far as limits allow.
 
+    A machine without a quota gets two at least, so that one serves while the other is replaced.
     `connection_limit` is the number of workers that there are connections for, where that is limited.
     """
     if asked is not None:
         return asked
-    limits = {"processors": max(1, math.floor(effective_cpus()))}
+    least = 1 if cpu_quota() else 2
+    limits = {"processors": max(least, math.floor(effective_cpus()))}
     if (memory := memory_limit_bytes()) is not None:
         limits["memory"] = max(1, int((memory * 0.8 - MASTER_BYTES) // WORKER_BYTES))
     if connection_limit is not None:
@@ -36,7 +38,12 @@ def worker_count(*, asked: int | None, connection_limit: int | None = None) -> i
 def effective_cpus(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS) -> float:
     """Return the processors this process may use: its affinity, or the smallest cgroup quota above it."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([float(affinity), *_cpu_quotas(root, own)])
+    return min(float(affinity), cpu_quota(root, own) or math.inf)
+
+
+def cpu_quota(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS) -> float | None:
+    """Return the smallest cgroup quota above this process, in processors; None where there is none."""
+    return min(_cpu_quotas(root, own), default=None)
 
 
 def memory_limit_bytes(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS) -> int | None:

@@ -5,11 +5,18 @@ import asyncio
 import httpx2
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import text
+from sqlalchemy import Connection, func, select, text
 
 from app.db import Db, Reading
 from app.main import Settings, create_app
-from app.postgresql import DbSettings, warn_if_over_budget, workers_within_budget
+from app.postgresql import (
+    MIGRATION_LOCK,
+    DbSettings,
+    migration_engine,
+    migration_lock,
+    warn_if_over_budget,
+    workers_within_budget,
+)
 from app.settings import SettingsError, load
 from tests.conftest import LogLines, client_of
 from tests.fixtures.postgresql import execute
@@ -125,3 +132,21 @@ def test_a_database_that_is_away_at_the_start_only_warns(
 ) -> None:
     warn_if_over_budget(DbSettings.load(), workers=1)
     assert [line["event"] for line in log_lines()] == ["connection_budget_unknown"]
+
+
+async def test_one_migration_at_a_time_and_none_that_blocks_everybody(settings: Settings) -> None:
+    def work(connection: Connection) -> tuple[str, str]:
+        with migration_lock(connection):
+            lock_timeout = connection.execute(text("SHOW lock_timeout")).scalar_one()
+            statement_timeout = connection.execute(text("SHOW statement_timeout")).scalar_one()
+            connection.commit()
+            return lock_timeout, statement_timeout
+
+    engine = migration_engine(settings.db)
+    async with engine.connect() as first, engine.connect() as second:
+        assert await first.run_sync(work) == ("5s", "0")
+        free = select(func.pg_try_advisory_lock(MIGRATION_LOCK))
+        assert not (await second.execute(free)).scalar_one()
+        await first.close()
+        assert (await second.execute(free)).scalar_one()
+    await engine.dispose()

@@ -111,26 +111,30 @@ def test_both_versions_mounted_at_once(machine: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "cpus", "memory", "connections", "expected"),
+    ("asked", "cpus", "quota", "memory", "connections", "expected"),
     [
-        (7, 1.0, None, None, 7),
-        (None, 4.0, None, None, 4),
-        (None, 0.5, None, None, 1),
-        (None, 3.9, None, None, 3),
-        (None, 8.0, 512 * 2**20, None, 3),
-        (None, 8.0, 64 * 2**20, None, 1),
-        (None, 8.0, None, 5, 5),
-        (None, 8.0, None, 0, 1),
+        (7, 1.0, None, None, None, 7),
+        (None, 4.0, None, None, None, 4),
+        (None, 1.0, None, None, None, 2),
+        (None, 1.0, 1.0, None, None, 1),
+        (None, 0.5, 0.5, None, None, 1),
+        (None, 3.9, 3.9, None, None, 3),
+        (None, 8.0, None, 512 * 2**20, None, 3),
+        (None, 8.0, None, 64 * 2**20, None, 1),
+        (None, 8.0, None, None, 5, 5),
+        (None, 8.0, None, None, 0, 1),
     ],
 )
 def test_workers(
     monkeypatch: pytest.MonkeyPatch,
     asked: int | None,
     cpus: float,
+    quota: float | None,
     memory: int | None,
     connections: int | None,
     expected: int,
 ) -> None:
     monkeypatch.setattr(server, "effective_cpus", lambda: cpus)
+    monkeypatch.setattr(server, "cpu_quota", lambda: quota)
     monkeypatch.setattr(server, "memory_limit_bytes", lambda: memory)
     assert server.worker_count(asked=asked, connection_limit=connections) == expected
