@@ -178,6 +178,7 @@ def test_a_bad_answer_is_refused_on_the_command_line(
     assert not project.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{bad[0]}-{bad[1]!a}"[:60])
 def test_a_bad_answer_is_refused_at_the_prompt(bad: Refused, template: Path) -> None:
     question, answer, *_ = bad
@@ -222,6 +223,7 @@ def test_the_command_ends_with_the_reason_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_person_at_a_terminal_is_told_and_may_mend(template: Path, tmp_path: Path) -> None:
     first_bad: dict[str, Refused] = {}
     for bad in BAD:

@@ -58,6 +58,7 @@ def code_of(project: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_no_other_question_changes_what_runs(template: Path, tmp_path: Path) -> None:
     usual = code_of(render(template, tmp_path / "usual"))
     for question, values in choices().items():

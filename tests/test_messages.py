@@ -54,6 +54,7 @@ def test_the_next_steps_after_a_copy_fit_the_answers(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", ["sqlite", "none"])
 def test_the_next_steps_after_an_update_fit_the_answers(
     database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -84,6 +84,7 @@ def findings(linter: list[str], paths: list[Path]) -> str:
     return f"{program}: {done.stdout}{done.stderr}" if done.returncode else ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ci", "linter"),
     [(ci, linter) for ci, linters in LINTERS.items() for linter in linters],
@@ -98,6 +99,7 @@ def test_the_linter_of_yaml_finds_nothing_in_the_hooks(rendered: Rendered) -> No
     assert findings([*YAMLLINT, YAML_RULES], [rendered() / ".pre-commit-config.yaml"]) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ci", "pattern", "replacement", "linter", "says"),
     [

@@ -49,6 +49,7 @@ def test_the_command_copies_from_an_address_without_trust(source: Path, tmp_path
     assert {"pyproject.toml", "app/main.py"} <= set(files(tmp_path / "project"))
 
 
+@pytest.mark.slow
 def test_the_command_updates_without_trust(source: Path, tmp_path: Path) -> None:
     project = commit(render(source, tmp_path / "project"))
     release(source)
