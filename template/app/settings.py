@@ -131,7 +131,7 @@ class AppSettings(EnvSettings):
         None, description="Serve `/docs` and `/openapi.json`. Unset: only in development."
     )
     body_limit_bytes: int = Field(
-        1_000_000, gt=0, description="Largest request body in bytes; a larger one is refused with 413."
+        10_000_000, gt=0, description="Largest request body in bytes; a larger one is refused with 413."
     )
     ready_timeout_s: Seconds = Field(
         2.0, description="Seconds that `/ready` waits for each dependency before it counts as failed."

@@ -9,13 +9,15 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from app.main import Settings, create_app
+from app.settings import load
 from tests.conftest import LogLines, client_of
 
 
 @pytest.fixture
-def app(settings: Settings) -> FastAPI:
-    """The application with a few routes to call."""
-    app = create_app(settings)
+def app(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    """The application with a few routes to call, and a limit that is quickly reached."""
+    monkeypatch.setenv("APP_BODY_LIMIT_BYTES", "1000000")
+    app = create_app(load(Settings))
     router = APIRouter(prefix="/things")
 
     @router.get("/{number}")

@@ -66,6 +66,7 @@ class Service:
             "PYTHONPATH": str(PROJECT),
             "APP_ENVIRONMENT": "production",
             "APP_ALLOWED_HOSTS": "api.test",
+            "APP_BODY_LIMIT_BYTES": "1000000",
             "WEB_CONCURRENCY": "2",
             "SERVER_BIND": f"unix:{self.socket}",
             **environment,
