@@ -20,9 +20,10 @@ help: ## Show this list
 demo: install ## Serve the default project from ./demo (DEMO=, PORT=); CHECK=1 tries it out
 	@$(WITH_TOOLS) .venv/bin/python -m tools.demo $(if $(filter 1,$(CHECK)),--check,--port $(PORT)) "$(DEMO)"
 
+# One by one, so that no process is left alone with the long ones.
 .PHONY: test
 test: install packages lint ## Run everything, with all that it needs; ARGS= goes to pytest
-	$(WITH_TOOLS) .venv/bin/pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+	$(WITH_TOOLS) .venv/bin/pytest --numprocesses $(JOBS) --dist load --maxschedchunk 1 $(ARGS)
 
 .PHONY: quick
 quick: install ## Run what takes less than a minute
