@@ -114,7 +114,7 @@ class Server:
         folder = folder or self.data
         # PGPORT and its like are meant for another server.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        return subprocess.run(  # noqa: S603
+        return subprocess.run(  # noqa: S603 - program and options are ours
             [*as_owner(folder), str(programs() / program), *arguments],
             cwd=folder,
             env=environment | {"LC_ALL": "C"},

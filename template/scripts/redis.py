@@ -54,7 +54,7 @@ class Server:
         }
         log = self.folder / "log"
         with log.open("w") as output:
-            self.process = subprocess.Popen(  # noqa: S603
+            self.process = subprocess.Popen(  # noqa: S603 - program and options are ours
                 [program(), *(word for name, value in options.items() for word in (f"--{name}", value))],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
