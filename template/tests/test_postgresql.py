@@ -41,7 +41,7 @@ async def test_connections_that_died_in_the_pool_are_noticed(
     name = database.partition("?")[0].rpartition("/")[2]
     await execute(
         database_server,
-        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",  # noqa: S608
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",  # noqa: S608 - a name that the tests made
     )
     assert (await client.get("/api/v1/items")).status_code == 200
 
