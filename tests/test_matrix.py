@@ -20,7 +20,7 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         requirements.txt
         app/__init__.py app/errors.py app/health.py app/logs.py app/main.py app/middleware.py
         app/server.py app/settings.py app/worker.py
-        scripts/document_settings.py
+        scripts/document_settings.py scripts/preflight.py
         tests/conftest.py tests/slow_app.py tests/test_errors.py tests/test_gunicorn.py
         tests/test_health.py tests/test_logs.py tests/test_main.py tests/test_middleware.py
         tests/test_openapi.py tests/test_server.py tests/test_settings.py
@@ -58,11 +58,28 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         tests/test_cache.py
         """,
     ),
+    (
+        {"deployment": {"systemd"}},
+        """
+        deploy/app.service deploy/app@.service deploy/deploy.sh deploy/journald.conf
+        deploy/offline.conf deploy/smoke.txt deploy/uv.txt
+        """,
+    ),
+    (
+        {"deployment": {"systemd"}, "database": {"postgresql", "sqlite"}},
+        "deploy/backup.service deploy/backup.timer",
+    ),
+    ({"deployment": {"systemd"}, "cache": {"redis"}}, "deploy/redis.conf"),
+    (
+        {"deployment": {"systemd"}, "proxy": {"nginx"}},
+        "deploy/nginx-http.conf deploy/nginx-https.conf",
+    ),
+    ({"deployment": {"systemd"}, "proxy": {"caddy"}}, "deploy/Caddyfile"),
     ({"ci": {"github"}}, ".github/workflows/ci.yml"),
     ({"ci": {"gitlab"}}, ".gitlab-ci.yml"),
 ]
 
-EXECUTABLE: set[str] = set()
+EXECUTABLE = {"deploy/deploy.sh"}
 
 # Words that may stand only in a project that gave one of these answers.
 WORDS: list[tuple[str, set[str], str]] = [

@@ -110,24 +110,35 @@ def workers_within_budget(settings: DbSettings) -> int:
     return settings.connection_limit // (RELEASES_AT_ONCE * settings.connections_per_worker)
 
 
+def budget_mistake(settings: DbSettings, workers: int) -> dict[str, Any] | None:
+    """Return the figures when two releases could ask for more connections than the server allows, else None.
+
+    Raises:
+        CONNECT_ERRORS: the server cannot be asked.
+    """
+    allowed = asyncio.run(connections_allowed(settings))
+    needed = RELEASES_AT_ONCE * workers * settings.connections_per_worker
+    if needed <= allowed:
+        return None
+    return {
+        "needed": needed,
+        "allowed": allowed,
+        "workers": workers,
+        "connections_per_worker": settings.connections_per_worker,
+        "releases": RELEASES_AT_ONCE,
+        "mend": "lower WEB_CONCURRENCY or DATABASE_POOL_SIZE, or raise the server's max_connections",
+    }
+
+
 def warn_if_over_budget(settings: DbSettings, workers: int) -> None:
-    """Warn, with the figures, when two releases could ask for more connections than the server allows."""
+    """Warn when two releases could ask for more connections than the server allows."""
     try:
-        allowed = asyncio.run(connections_allowed(settings))
+        mistake = budget_mistake(settings, workers)
     except CONNECT_ERRORS as error:
         log.warning("connection_budget_unknown", error=repr(error))
         return
-    needed = RELEASES_AT_ONCE * workers * settings.connections_per_worker
-    if needed > allowed:
-        log.warning(
-            "connection_budget_exceeded",
-            needed=needed,
-            allowed=allowed,
-            workers=workers,
-            connections_per_worker=settings.connections_per_worker,
-            releases=RELEASES_AT_ONCE,
-            mend="lower WEB_CONCURRENCY or DATABASE_POOL_SIZE, or raise the server's max_connections",
-        )
+    if mistake:
+        log.warning("connection_budget_exceeded", **mistake)
 
 
 async def connections_allowed(settings: DbSettings) -> int:

@@ -16,7 +16,7 @@ from app import logs
 T = TypeVar("T")
 
 BIND = re.compile(r"unix:.+|[^:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
-PLACEHOLDER = re.compile(r"change-?me|\bexample\.(com|net|org)\b", re.IGNORECASE)
+PLACEHOLDER = re.compile(r"(change|generate)-?me|\bexample\.(com|net|org)\b", re.IGNORECASE)
 DEVELOPMENT_ONLY: dict[str, Any] = {"development_only": True}
 
 
