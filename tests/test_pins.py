@@ -33,6 +33,15 @@ def test_the_tools_of_the_template_are_pinned_in_step_with_its_pyproject(tmp_pat
     assert pins.check_tools(tmp_path) == ""
 
 
+def test_servers_install_the_uv_that_ci_and_the_template_use() -> None:
+    tools = (pins.ROOT / "requirements-dev.txt").read_text()
+    assert pins.UV.read_text() == pins.uv_pin(tools)
+    version = re.search(r"^uv==(\S+)", pins.UV.read_text(), re.MULTILINE)
+    assert version
+    for ci in (".github/workflows/ci.yml", ".gitlab-ci.yml"):
+        assert f'UV_VERSION: "{version[1]}"' in pins.render(ci, combinations()[0])
+
+
 def test_answers_that_decide_no_dependency_decide_no_pin() -> None:
     for name in pins.OUTPUTS:
         texts: dict[pins.Row, set[str]] = {}

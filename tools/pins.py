@@ -28,6 +28,8 @@ from jinja2.sandbox import SandboxedEnvironment
 from tests.combinations import ROOT, Answers, choices, combinations, config, row_id
 
 OUTPUTS = ("requirements.txt", "requirements-dev.txt")
+# What servers install: the same uv that pinned the rest.
+UV = ROOT / "template" / "deploy" / "uv.txt"
 
 # Pairs of a question and its answer.
 Row = tuple[tuple[str, str], ...]
@@ -235,9 +237,16 @@ def write(*, upgrade: bool) -> None:
             keep={own.name: own.read_text(encoding="utf-8")} if own.exists() else {},
         )
     own.write_text(tools[own.name], encoding="utf-8")
+    UV.write_text(uv_pin(tools[own.name]), encoding="utf-8")
     for name in OUTPUTS:
         merged = merge({row: pins[name] for row, pins in files.items()})
         (ROOT / "template" / f"{name}.jinja").write_text(merged, encoding="utf-8")
+
+
+def uv_pin(requirements: str) -> str:
+    """The pin of uv alone, from requirements that hold it."""
+    pin = next(pin for line, pin in blocks(requirements).items() if line.startswith("uv=="))
+    return f"# uv, as `deploy/deploy.sh setup` installs it on the server.\n{pin.rstrip()}\n"
 
 
 def check_combination(answers: Answers, scratch: Path) -> str:
