@@ -7,6 +7,8 @@ PORT ?= 8000
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # Debian and Ubuntu packages with programs that tests run.
 SYSTEM_PACKAGES := redis-server
+# Those that boot the machines of tests/live.
+LIVE_PACKAGES := debootstrap systemd-container iproute2 iptables openssh-client openssl pebble
 
 # Rendered projects expect uv on the PATH.
 WITH_TOOLS := PATH="$(CURDIR)/.venv/bin:$$PATH"
@@ -22,8 +24,18 @@ demo: install ## Serve the default project from ./demo (DEMO=, PORT=); CHECK=1 t
 
 # One by one, so that no process is left alone with the long ones.
 .PHONY: test
-test: install packages lint ## Run everything, with all that it needs; ARGS= goes to pytest
-	$(WITH_TOOLS) .venv/bin/pytest --numprocesses $(JOBS) --dist load --maxschedchunk 1 $(ARGS)
+test: install packages lint ## Run everything, with all that it needs; with ARGS=, for pytest, no rehearsals
+	$(WITH_TOOLS) .venv/bin/pytest --numprocesses $(JOBS) --dist load --maxschedchunk 1 -m "not live" $(ARGS)
+	$(if $(ARGS),,@$(MAKE) --no-print-directory live)
+
+# Mostly they wait, so there may be more of them than processors.
+.PHONY: live
+live: install packages ## Rehearse on booted servers, as root; LIVE_ROWS= takes some, LIVE_REQUESTS= loads them longer
+	$(WITH_TOOLS) .venv/bin/pytest --numprocesses 4 --dist load --maxschedchunk 1 -m live tests/live
+
+.PHONY: soak
+soak: ## The same with 100,000 requests
+	$(MAKE) live LIVE_REQUESTS=100000
 
 .PHONY: quick
 quick: install ## Run what takes less than a minute
@@ -66,7 +78,7 @@ install: .venv/installed ## Make .venv exactly what requirements-dev.txt says
 # Without them the tests that need one are skipped by name; for CI that is not good enough.
 .PHONY: packages
 packages:
-	@tools/packages.sh $(SYSTEM_PACKAGES) || { test "$$CI" != true && echo 'Tests that need them are skipped.'; }
+	@tools/packages.sh $(SYSTEM_PACKAGES) $(LIVE_PACKAGES) || { test "$$CI" != true && echo 'Tests that need them are skipped.'; }
 
 .PHONY: clean
 clean: ## Remove what can be made again

@@ -192,7 +192,7 @@ def paths_disagree(project: Path) -> Iterator[str]:
         if not (project / name).exists():
             continue
         text = (project / name).read_text()
-        for path in re.findall(rf"(?<![\w./-])((?:{tops})/[\w./*-]*)", text):
+        for path in re.findall(rf"(?<![\w./-])((?:{tops})/[\w./*@-]*)", text):
             # The README's own example of a domain to come.
             if "orders" not in path and not list(project.glob(path.rstrip("/.*") or ".")):
                 yield f"{name}: {path} does not exist"
@@ -210,7 +210,9 @@ def paths_disagree(project: Path) -> Iterator[str]:
         if text.startswith("/")
     }
     served |= {first + second for first in served for second in served}
-    mentioned = [span for span in code_spans((project / "README.md").read_text()) if span[0] == "/"]
+    spans = code_spans((project / "README.md").read_text())
+    on_servers = ("/etc/", "/srv/", "/usr/", "/var/")
+    mentioned = [span for span in spans if span[0] == "/" and not span.startswith(on_servers)]
     yield from (f"README.md: {path} is not served" for path in set(mentioned) - served)
     if "/health" not in mentioned:
         yield "README.md: no path was found"

@@ -47,7 +47,7 @@ def deploy(project: Path, *arguments: str, **environment: str) -> subprocess.Com
 
 def directive(file: Path, name: str) -> str:
     """The last value of a directive in a unit."""
-    return re.findall(rf"^{name}=(.*)$", file.read_text(), re.MULTILINE)[-1]
+    return str(re.findall(rf"^{name}=(.*)$", file.read_text(), re.MULTILINE)[-1])
 
 
 def seconds(text: str) -> float:

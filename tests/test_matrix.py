@@ -33,17 +33,24 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         app/items/__init__.py app/items/models.py app/items/queries.py app/items/routes.py
         app/items/schemas.py
         migrations/env.py migrations/script.py.mako migrations/versions/0001_items.py
-        tests/fixtures/db.py tests/items/test_routes.py tests/test_db.py tests/test_migrations.py
+        scripts/backup.py
+        tests/fixtures/db.py tests/items/test_routes.py tests/test_backup.py tests/test_db.py
+        tests/test_migrations.py
         """,
     ),
     (
         {"database": {"postgresql"}},
         """
-        app/postgresql.py scripts/beside.py scripts/postgresql.py tests/fixtures/postgresql.py
-        tests/test_postgresql.py
+        app/postgresql.py scripts/backup_postgresql.py scripts/beside.py scripts/postgresql.py
+        tests/fixtures/postgresql.py
+        tests/test_backup_postgresql.py tests/test_postgresql.py
         """,
     ),
-    ({"database": {"sqlite"}}, "app/sqlite.py tests/fixtures/sqlite.py tests/test_sqlite.py"),
+    (
+        {"database": {"sqlite"}},
+        "app/sqlite.py scripts/backup_sqlite.py tests/fixtures/sqlite.py "
+        "tests/test_backup_sqlite.py tests/test_sqlite.py",
+    ),
     (
         {"database": {"none"}},
         """

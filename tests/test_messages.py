@@ -16,11 +16,12 @@ HINTS = {
     "starts a Redis": ("cache", "redis"),
     ".github/workflows/ci.yml": ("ci", "github"),
     ".gitlab-ci.yml": ("ci", "gitlab"),
+    "deploy/deploy.sh": ("deployment", "systemd"),
 }
 ROWS = [
-    {"database": "postgresql", "cache": "none", "ci": "github"},
-    {"database": "sqlite", "cache": "redis", "ci": "gitlab"},
-    {"database": "none", "cache": "none", "ci": "none"},
+    {"database": "postgresql", "cache": "none", "ci": "github", "deployment": "docker"},
+    {"database": "sqlite", "cache": "redis", "ci": "gitlab", "deployment": "systemd"},
+    {"database": "none", "cache": "none", "ci": "none", "deployment": "docker"},
 ]
 
 
@@ -55,18 +56,21 @@ def test_the_next_steps_after_a_copy_fit_the_answers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("database", ["sqlite", "none"])
+@pytest.mark.parametrize(("database", "deployment"), [("sqlite", "systemd"), ("none", "docker")])
 def test_the_next_steps_after_an_update_fit_the_answers(
-    database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    database: str, deployment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     release = commit(snapshot(tmp_path / "release"), tag="v1.0.0")
-    project = commit(render(release, tmp_path / "project", database=database))
+    project = commit(
+        render(release, tmp_path / "project", database=database, deployment=deployment)
+    )
     commit(release, tag="v1.1.0")
     capsys.readouterr()
     copier.run_update(project, defaults=True, overwrite=True)
 
     message = said(capsys, "Updated.")
     assert ("migration" in message) == (database != "none")
+    assert ("deploy/deploy.sh setup" in message) == (deployment == "systemd")
     assert {"pins", "lint", "test"} <= targets(message)
     assert targets(message) <= set(
         re.findall(r"^([a-z-]+):", (project / "Makefile").read_text(), re.M)

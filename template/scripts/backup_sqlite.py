@@ -49,7 +49,7 @@ def create(settings: DbSettings, path: Path) -> None:
     except sqlite3.Error as error:
         if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
             raise BackupError(f"{path.parent.parent}: {error}", "free some space there") from error
-        raise BackupError(f"{database}: {error}", "see whether DATABASE_URL names the service's database") from error
+        raise BackupError(f"{database}: {error}", "see whether that is the service's database") from error
     verify(snapshot, database)
     with snapshot.open("rb") as plain, gzip.open(path, "wb", compresslevel=6) as packed:
         shutil.copyfileobj(plain, packed, 1 << 20)
