@@ -51,7 +51,7 @@ def create(settings: DbSettings, path: Path) -> None:
             raise BackupError(f"{path.parent.parent}: {error}", "free some space there") from error
         raise BackupError(f"{database}: {error}", "see whether that is the service's database") from error
     verify(snapshot, database)
-    with snapshot.open("rb") as plain, gzip.open(path, "wb", compresslevel=6) as packed:
+    with snapshot.open("rb") as plain, gzip.open(path, "wb", compresslevel=1) as packed:
         shutil.copyfileobj(plain, packed, 1 << 20)
     snapshot.unlink()
     for _ in pieces(path):
