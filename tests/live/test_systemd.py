@@ -1,0 +1,669 @@
+"""A project on bare servers: from nothing to HTTPS, every release after it, all that goes wrong."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.live import authority, machine
+from tests.live.authority import Authority
+from tests.live.load import Load, Request, added, between, failures, worst
+from tests.live.machine import Machine
+from tests.live.project import (
+    DOMAIN,
+    FAULTS,
+    PREFIX,
+    SLUG,
+    STEPS,
+    Operator,
+    Outcome,
+    Project,
+    Public,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.live]
+
+REQUESTS = int(os.environ.get("LIVE_REQUESTS", "5000"))
+# A short test spreads over the rows what a long one does on each.
+SOAK = REQUESTS > 10_000
+RATE = 100 if SOAK else 40
+# How near to a switch a request is that may have felt it.
+AROUND_S = 0.5
+CANARY = "canary-5f0c6f1e9b"
+CA = "/etc/ssl/acme-ca.pem"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is rehearsed together."""
+
+    proxy: str
+    database: str
+    suite: str
+    number: int
+    full: bool = False
+    cache: str = "none"
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"{self.proxy}-{self.database}"
+
+
+ROWS = [
+    Row("nginx", "postgresql", "trixie", 0, cache="redis"),
+    Row("caddy", "postgresql", "bookworm", 1, full=True),
+    Row("nginx", "sqlite", "bookworm", 2, full=True),
+    Row("caddy", "sqlite", "trixie", 3),
+]
+SELECTED = os.environ.get("LIVE_ROWS", "").split()
+
+
+@dataclass
+class Scenario:
+    """A stretch of time under load, and which failures it may have."""
+
+    name: str
+    begin: float
+    end: float = float("inf")
+    allows: Callable[[Request], bool] = lambda _one: False
+
+
+@dataclass
+class Rehearsal:
+    """One row on its way through the scenarios."""
+
+    row: Row
+    project: Project
+    machine: Machine
+    operator: Operator
+    public: Public
+    load: Load
+    record: Callable[[str, object], None]
+    scenarios: list[Scenario] = field(default_factory=list)
+    switches: list[float] = field(default_factory=list)
+
+    def note(self, name: str, figure: object) -> None:
+        """Record a figure."""
+        self.record(f"{self.row.name} {name}", figure)
+
+    @contextmanager
+    def scenario(self, name: str) -> Iterator[Scenario]:
+        """Do something under load; at once or at the end, its failures are named with it."""
+        scenario = Scenario(name, time.time())
+        self.scenarios.append(scenario)
+        yield scenario
+        scenario.end = time.time()
+        self.check_load()
+
+    def check_load(self) -> None:
+        """Fail if a request failed that nothing excuses."""
+        requests = self.load.requests()
+        bad = []
+        for one in requests:
+            if one.failure:
+                near = [s for s in self.scenarios if s.begin <= one.end and one.start <= s.end]
+                if not any(s.allows(one) for s in near):
+                    bad += [f"in {[s.name for s in near]}: {failures([one])[0]}"]
+        said = "\n".join(bad[:20])
+        assert not bad, f"{self.row.name}: {len(bad)} of {len(requests)} failed\n{said}"
+
+    def release(self, verb: str = "release") -> Outcome:
+        """Make a release that succeeds, or what is like one."""
+        outcome = self.operator.deploy(verb)
+        self.switches.append(outcome.began["switch"])
+        return outcome
+
+    def serves(self, name: str) -> None:
+        """Check that a release serves, by name, and that the others do not."""
+        status, answer = self.public.ask("GET", f"{PREFIX}/get")
+        assert (status, answer) == (200, "get"), f"{name} is to serve: {status} {answer}"
+        assert self.public.release == name, f"{self.public.release} serves instead of {name}"
+
+    def unit(self, slot: str = "") -> str:
+        """The unit of a slot, of the active one for example."""
+        return f"{SLUG}@{slot or self.operator.active()[0]}.service"
+
+    def show(self, unit: str, name: str) -> str:
+        """A property of a unit."""
+        return self.machine.run(f"systemctl show --property {name} --value {unit}").strip()
+
+    def workers(self, unit: str) -> list[int]:
+        """The workers of a slot."""
+        master = self.show(unit, "MainPID")
+        listed = self.machine.run(f"cat /proc/{master}/task/{master}/children", check=False)
+        return [int(word) for word in listed.split()]
+
+
+def open_at(begin: float, end: float = 0.0) -> Callable[[Request], bool]:
+    """Excuse requests that were open at a moment, or at some time between two."""
+    return lambda one: one.start <= max(begin, end) + 0.2 and one.end >= begin - 0.2
+
+
+def until(condition: Callable[[], object], what: str, seconds: float) -> float:
+    """Wait for something; return how long it took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+# ------------------------------------------- 1. from a bare server to HTTPS
+
+
+def bring_up(r: Rehearsal) -> None:
+    """Set up, set up again, and make the first release."""
+    other = r.row.full
+    if other:
+        start_other_site(r)
+    outcome = r.operator.deploy("--dry-run", "setup")
+    assert "would" in outcome.out, f"a dry run says what is missing\n{outcome}"
+    assert not (r.machine.root / "srv" / SLUG / "deploy").exists(), "a dry run changed something"
+    outcome = r.operator.deploy("setup")
+    r.note("setup of the server, s", round(outcome.seconds, 1))
+    if r.row.proxy == "caddy":
+        quicken_caddy(r)
+    before = fingerprint(r)
+    outcome = r.operator.deploy("setup")
+    assert fingerprint(r) == before, f"setup, the second time, changed something\n{outcome}"
+    r.note("setup again, s", round(outcome.seconds, 1))
+    secrets = "" if r.row.database == "sqlite" else f"DATABASE_URL={with_password()}\n"
+    secrets += f"SIGNING_SALT={CANARY}\n"
+    r.operator.deploy("config", "-", stdin=secrets)
+    # Long enough for the stream, and no longer.
+    r.operator.deploy("config", "SERVER_WORKER_TIMEOUT_S=6", "SERVER_DRAIN_S=10")
+    r.project.release("first")
+    outcome = r.operator.deploy("release")
+    r.note("first release, s", round(outcome.seconds, 1))
+    r.serves("first")
+    if other:
+        assert other_site(r) == "other", "the site that was there before is gone"
+
+
+def with_password() -> str:
+    """The database's address with a password, which nobody asks for and nothing may print."""
+    return f"postgresql://{SLUG}:{CANARY}@/{SLUG}?host=/run/postgresql"
+
+
+def start_other_site(r: Rehearsal) -> None:
+    """Have a site of its own on the server before."""
+    if r.row.proxy == "nginx":
+        path, site = "/etc/nginx/conf.d/other.conf", 'listen 80; return 200 "other";'
+        site = f"server {{ server_name other.live.test; {site} }}\n"
+    else:
+        path, site = "/etc/caddy/Caddyfile", 'http://other.live.test {\n\trespond "other"\n}\n'
+    r.machine.run(f"cat >{path}", text=site)
+    r.machine.run(f"systemctl enable --now {r.row.proxy}")
+    assert other_site(r) == "other"
+
+
+def other_site(r: Rehearsal) -> str:
+    """What the other site answers."""
+    return r.machine.run("curl -s --resolve other.live.test:80:127.0.0.1 http://other.live.test/")
+
+
+def quicken_caddy(r: Rehearsal) -> None:
+    """Let Caddy look every few seconds whether a certificate is to be renewed."""
+    main = "/etc/caddy/Caddyfile"
+    r.machine.run(f"cat >{main}", text="{\n\trenew_interval 5s\n}\n" + r.machine.read(main))
+    r.machine.run("systemctl reload caddy")
+
+
+def fingerprint(r: Rehearsal) -> str:
+    """Everything that setup could change: files with their times, and what runs since when."""
+    files = f"/etc /srv/{SLUG} /usr/local /var/spool -type f,l,d"
+    listed = (
+        f"find {files} ! -name deploy.lock ! -path '*/deploy.lock' -printf '%p %m %u %T@ %l\\n'"
+    )
+    processes = "nginx caddy postgresql redis-server gunicorn"
+    return r.machine.run(
+        f"{listed} | grep -v '^/srv/{SLUG} ' | sort; getent passwd {SLUG}; id www-data caddy;"
+        f" for p in {processes}; do pgrep -o $p; done; systemctl list-unit-files --no-legend; true"
+    )
+
+
+def hardened(r: Rehearsal) -> None:
+    """The unit is clean and as exposed as promised."""
+    unit = r.unit()
+    said = r.machine.run(f"systemd-analyze verify --man=no {unit} 2>&1; true")
+    assert not said.strip(), f"systemd-analyze verify: {said}"
+    score = r.machine.run(f"systemd-analyze security --no-pager {unit} | tail -1")
+    exposure = float(score.split(":")[1].split()[0])
+    r.note("exposure", exposure)
+    # Everything is on unix sockets.
+    assert exposure <= 0.6, score
+    sizes = []
+    for process in r.workers(unit):
+        rollup = r.machine.run(f"grep ^Pss: /proc/{process}/smaps_rollup")
+        sizes.append(round(int(rollup.split()[1]) / 1024))
+    r.note("memory per worker, MB (PSS)", sizes)
+    metrics = r.public.ask("GET", "/metrics")[0]
+    assert metrics == 404, f"/metrics is reachable: {metrics}"
+
+
+def verbs(r: Rehearsal) -> None:
+    """What only looks."""
+    for line in r.operator.deploy("logs", "-n", "20").out.splitlines():
+        assert json.loads(line), line
+    said = r.operator.deploy("run", "python", "-c", "import app.trial; print(app.trial.RELEASE)")
+    assert said.out.strip() == r.public.release, said
+    outcome = r.operator.deploy("config", "WEB_CONCURRENCY=none", code=1)
+    assert "WEB_CONCURRENCY" in outcome.err, f"config refuses a bad value by name\n{outcome}"
+    r.operator.deploy("release", "no-such-ref", code=1)
+    r.operator.deploy("no-such-verb", code=64)
+
+
+# --------------------------------------------- 2. releases without a failure
+
+
+def releases(r: Rehearsal) -> None:
+    """Release, go back, release, restart, reload the proxy, renew the certificate."""
+    # The steady time that the first switch is compared with.
+    time.sleep(6)
+    with r.scenario("release"):
+        r.project.release("second", migration=True)
+        outcome = r.release()
+        r.note("release, s", round(outcome.named["done"], 1))
+        r.serves("second")
+    with r.scenario("rollback"):
+        outcome = r.release("rollback")
+        r.note("rollback, s", outcome.named["done"])
+        assert outcome.named["done"] < 1.5, f"rollback takes too long\n{outcome}"
+        r.serves("first")
+    with r.scenario("release again"):
+        r.project.release("third")
+        r.release()
+        r.serves("third")
+    with r.scenario("setup under load"):
+        r.operator.deploy("setup")
+    with r.scenario("reload of the proxy") as scenario:
+        # A proxy that reloads closes what is idle, and a request may just be on its way there.
+        scenario.allows = lambda one: one.lost_idle
+        r.machine.run(f"systemctl reload {r.row.proxy}")
+        time.sleep(1)
+    with r.scenario("restart"):
+        r.release("restart")
+        r.serves("third")
+    if r.row.proxy == "nginx":
+        with r.scenario("renewal of the certificate") as scenario:
+            scenario.allows = lambda one: one.lost_idle
+            # With the environment that the timer's unit has.
+            variables = "$(systemctl show --property Environment --value certbot.service)"
+            renew = "certbot renew --force-renewal --quiet --no-random-sleep-on-renew"
+            r.machine.run(f"env {variables} {renew}")
+            time.sleep(1)
+    if not SOAK:
+        return
+    with r.scenario("soak"):
+        while len(r.load.requests()) < REQUESTS:
+            for verb in ("release", "rollback", "restart"):
+                r.release(verb)
+                time.sleep(6)
+
+
+# ------------------------------------------------------- 3. broken releases
+
+
+def broken_releases(r: Rehearsal) -> None:
+    """Whatever is wrong with a release, the one before it serves on."""
+    r.serves("third")
+    if not SOAK:
+        folder = f"/etc/systemd/system/{SLUG}@.service.d"
+        sooner = f"mkdir -p {folder} && cat >{folder}/sooner.conf && systemctl daemon-reload"
+        r.machine.run(sooner, text="[Service]\nTimeoutStartSec=15\n")
+    for fault, noticed in FAULTS.items():
+        if fault == "migration" and r.row.database == "none":
+            continue
+        with r.scenario(f"broken release: {fault}"):
+            fails(r, r.project.release(f"broken-{fault}", fault), noticed)
+    tables = r.operator.deploy("run", "python", "-c", TABLES).out.split()
+    assert "notes_0002" in tables, tables
+    assert "notes_0003" not in tables, f"a migration that failed left a table: {tables}"
+    with r.scenario("broken release: no database"):
+        if r.row.database == "postgresql":
+            r.machine.run("systemctl stop postgresql@*")
+            fails(r, "HEAD", {"settings", "migrate"})
+            r.machine.run("systemctl start postgresql")
+        else:
+            r.machine.run(f"chmod 000 /var/lib/{SLUG}/app.db")
+            fails(r, "HEAD", {"settings", "migrate", "ready", "start"})
+            r.machine.run(f"chmod 600 /var/lib/{SLUG}/app.db")
+
+
+TABLES = """
+import asyncio
+from sqlalchemy import inspect
+from app.db import DbSettings, create_engines
+
+async def main():
+    reader, _ = create_engines(DbSettings.load())
+    async with reader.connect() as connection:
+        print(*await connection.run_sync(lambda sync: inspect(sync).get_table_names()))
+
+asyncio.run(main())
+"""
+
+
+def fails(r: Rehearsal, ref: str, noticed: set[str], **environment: str) -> Outcome:
+    """Try a release that fails in one of the steps `noticed`; nothing else changes."""
+    slot, name = r.operator.active()
+    outcome = r.operator.deploy("release", ref, code=1, environment=environment)
+    assert outcome.last in noticed, f"it was to be noticed in {noticed}\n{outcome}"
+    for word in ("deploy.sh: ", "next: "):
+        assert f"\n{word}" in f"\n{outcome.err}", f"{word!r} is not said\n{outcome}"
+    assert r.operator.active() == (slot, name), f"something else is active now\n{outcome}"
+    if STEPS.index(outcome.last) >= STEPS.index("stop"):
+        other = "green" if slot == "blue" else "blue"
+        state = r.show(r.unit(other), "ActiveState")
+        assert state in {"inactive", "failed"}, f"the broken slot is {state}\n{outcome}"
+    return outcome
+
+
+# ----------------------------------------- 4. deployments that are cut short
+
+
+def cut_short(r: Rehearsal) -> None:
+    """Killed at every step, cut off, two at once, no room: what served serves on."""
+    for number, step in enumerate(STEPS):
+        if not SOAK and number % len(ROWS) != r.row.number:
+            continue
+        with r.scenario(f"killed at {step}"):
+            outcome = r.operator.deploy("release", at=step, then=r.operator.kill, code=None)
+            assert step in outcome.began, f"it never came to {step}\n{outcome}"
+            assert outcome.code != 0 or step == "done", f"it was not killed\n{outcome}"
+            r.serves("third")
+            # Releases are named after the second in which they begin.
+            time.sleep(1)
+            r.release()
+            r.serves("third")
+    with r.scenario("the connection is cut"):
+        before = r.operator.active()
+        r.operator.deploy("release", at="ready", cut_off=True, code=None)
+        idle = f"flock --nonblock /srv/{SLUG}/deploy.lock echo free"
+        until(lambda: r.machine.run(idle, check=False), "the deployment gives up", 40)
+        assert r.operator.active() == before, "a deployment went on without who started it"
+        r.serves("third")
+    with r.scenario("two at once"):
+        said: list[Outcome] = []
+
+        def second() -> None:
+            said.append(r.operator.deploy("release", code=75))
+
+        outcome = r.operator.deploy("release", at="build", then=second)
+        r.switches.append(outcome.began["switch"])
+        assert "process" in said[0].err, f"who holds the lock is not said\n{said[0]}"
+    with r.scenario("no room"):
+        fails(r, "HEAD", {"lock", "check"}, DEPLOY_MIN_FREE_MB="99999999")
+        releases, small = f"/srv/{SLUG}/releases", f"/srv/{SLUG}/.small"
+        r.machine.run(
+            f"mkdir {small}; size=$(($(du -sm {releases} | cut -f1) + 25))m;"
+            f" mount -t tmpfs -o size=$size,mode=755 tmpfs {small} && cp -a {releases}/. {small} &&"
+            f" mount --bind {small} {releases}"
+        )
+        outcome = fails(r, "HEAD", {"build"}, DEPLOY_MIN_FREE_MB="1")
+        assert "space" in outcome.err, f"the full disk is not named\n{outcome}"
+        r.machine.run(f"umount {releases} {small} && rmdir {small}")
+        r.serves("third")
+    with r.scenario("release after all that"):
+        r.project.release("fourth")
+        r.release()
+        r.serves("fourth")
+        left = r.machine.run(f"ls /srv/{SLUG}/releases").split()
+        assert len(left) <= 6, f"releases pile up: {left}"
+
+
+# ------------------------------------------------------------------ 5. faults
+
+
+def faults(r: Rehearsal) -> None:
+    """Workers, the master, memory, the event loop, the database and the machine fail."""
+    unit = r.unit()
+    master = r.show(unit, "MainPID")
+    count = len(r.workers(unit))
+    assert count >= 2, f"{count} workers"
+
+    def whole_again(lost: int) -> bool:
+        present = r.workers(unit)
+        return lost not in present and len(present) == count
+
+    with r.scenario("worker killed") as scenario:
+        lost = r.workers(unit)[0]
+        moment = time.time()
+        r.machine.run(f"kill -9 {lost}")
+        scenario.allows = open_at(moment)
+        until(lambda: whole_again(lost), "another worker", 20)
+        time.sleep(1)
+
+    with r.scenario("memory cap hit") as scenario:
+        current = int(r.show(unit, "MemoryCurrent"))
+        r.machine.run(f"systemctl set-property --runtime {unit} MemoryMax={current + (150 << 20)}")
+        before = set(r.workers(unit))
+        moment = time.time()
+        r.public.ask("GET", f"{PREFIX}/hog?mb=400")
+        lost = next(iter(before - set(r.workers(unit))), 0)
+        scenario.allows = open_at(moment)
+        until(lambda: before != set(r.workers(unit)), "a worker ends", 20)
+        until(lambda: len(r.workers(unit)) == count, "another worker", 20)
+        r.machine.run(f"systemctl set-property --runtime {unit} MemoryMax=infinity")
+        time.sleep(1)
+        scenario.allows = open_at(moment)
+
+    with r.scenario("event loop blocked") as scenario:
+        before = set(r.workers(unit))
+        moment = time.time()
+        r.public.ask("GET", f"{PREFIX}/block", timeout=40)
+        r.note("blocked worker replaced, s", round(time.time() - moment, 1))
+        until(lambda: len(r.workers(unit)) == count, "another worker", 20)
+        lost_workers = before - set(r.workers(unit))
+        assert len(lost_workers) == 1, f"{len(lost_workers)} workers were replaced"
+        scenario.allows = open_at(moment)
+        logged = r.operator.deploy("logs", "--since", f"@{int(moment)}").out
+        stuck = [line for line in logged.splitlines() if '"worker_stuck"' in line]
+        assert len(stuck) == 1, logged
+        assert "app/trial.py" in stuck[0], f"the line is not named: {stuck[0]}"
+        time.sleep(1)
+    assert r.show(unit, "MainPID") == master, "the master was replaced, too"
+
+    with r.scenario("master killed") as scenario:
+        moment = time.time()
+        scenario.allows = open_at(moment, moment + 3)
+        r.machine.run(f"kill -9 {master}")
+        until(lambda: r.show(unit, "MainPID") not in {master, "0"}, "another master", 20)
+        until(lambda: len(r.workers(unit)) == count, "its workers", 20)
+        time.sleep(1)
+        family = {int(r.show(unit, "MainPID")), *r.workers(unit)}
+        running = {int(word) for word in r.machine.run(f"pgrep -u {SLUG} -f gunicorn").split()}
+        others = set()
+        other = r.unit("green" if "blue" in unit else "blue")
+        if int(r.show(other, "MainPID")):
+            others = {int(r.show(other, "MainPID")), *r.workers(other)}
+        assert running == family | others, f"orphans: {running - family - others}"
+    down = [one.end for one in r.load.requests() if one.failure and one.end >= moment]
+    r.note("master killed: down for, s", round(max(down, default=moment) - moment, 2))
+
+    services_down(r)
+
+    with r.scenario("reboot") as scenario:
+        name = r.operator.active()
+        moment = time.time()
+        scenario.allows = open_at(moment, moment + 60)
+        r.machine.reboot()
+        until(lambda: r.public.ask("GET", f"{PREFIX}/get", timeout=2)[0] == 200, "an answer", 30)
+        r.note("reboot: back after, s", round(time.time() - moment, 1))
+        scenario.allows = open_at(moment, time.time())
+        assert r.operator.active() == name, "another release came up"
+        states = r.machine.run(f"systemctl is-active {SLUG}@blue {SLUG}@green; true").split()
+        assert sorted(states) == ["active", "inactive"], f"blue, green: {states}"
+        time.sleep(2)
+
+
+def services_down(r: Rehearsal) -> None:
+    """Without its database the service says so, and serves again when that is back."""
+    services = ["postgresql@*"] if r.row.database == "postgresql" else []
+    services += [f"redis-server@{SLUG}"] if r.row.cache == "redis" else []
+    for service in services:
+        with r.scenario(f"{service} stopped and started"):
+            r.machine.run(f"systemctl stop '{service}'")
+            until(lambda: r.public.ask("GET", "/ready")[0] == 503, "/ready says 503", 10)
+            if service.startswith("postgresql"):
+                status, said = r.public.ask("GET", "/api/v1/items")
+                assert status == 503, f"without a database: {status} {said}"
+            r.machine.run(f"systemctl start '{service.replace('@*', '')}'")
+            took = until(lambda: r.public.ask("GET", "/ready")[0] == 200, "/ready says 200", 10)
+            r.note(f"{service} started: ready after, s", round(took, 1))
+            assert took < 5
+
+
+# ------------------------------------------- 6. backup, destroy and restore
+
+
+def back_up(r: Rehearsal, folder: Path) -> tuple[Path, list[object]]:
+    """Make a backup under load, and return it with what it must hold."""
+    with r.scenario("backup"):
+        for number in range(120):
+            body = {"name": f"item {number}", "price_cents": number}
+            assert r.public.ask("POST", "/api/v1/items", body)[0] == 201
+        items = r.public.items()
+        path = r.operator.deploy("backup").out.splitlines()[0].strip()
+        # It must not be there after the restore.
+        r.public.ask("POST", "/api/v1/items", {"name": "later", "price_cents": 1})
+        kept = folder / Path(path).name
+        shutil.copy(r.machine.root / path.lstrip("/"), kept)
+    return kept, [*items]
+
+
+def prepare(r: Rehearsal) -> None:
+    """Set up another machine."""
+    r.operator.deploy("setup")
+    if r.row.proxy == "caddy":
+        quicken_caddy(r)
+
+
+def restore(r: Rehearsal, backup: Path, items: list[object]) -> None:
+    """Bring everything up on a new machine, which is set up already."""
+    r.operator.deploy("config", "-", stdin=f"SIGNING_SALT={CANARY}\n")
+    r.operator.deploy("release")
+    r.serves("fourth")
+    assert r.public.items() == [], "a new server has no items"
+    damaged = backup.with_name("damaged")
+    damaged.write_bytes(backup.read_bytes()[: backup.stat().st_size // 2])
+    outcome = r.operator.deploy("restore", str(damaged), code=1)
+    assert "next: " in outcome.err, outcome
+    r.serves("fourth")
+    outcome = r.operator.deploy("restore", str(backup))
+    r.note("restore, s", round(outcome.named["done"], 1))
+    assert r.public.items() == items, "rows are missing, or there are too many"
+
+
+def no_secret(r: Rehearsal) -> None:
+    """No secret is in anything that was printed or logged."""
+    token = r.machine.run(f"sed -n 's/^PAYMENT_TOKEN=//p' /etc/{SLUG}/env").strip().strip('"')
+    assert len(token) >= 32, "setup made no secret where .env.example wants one"
+    journal = r.machine.run("journalctl --output=export --all --no-pager")
+    assert len(journal) > 10_000
+    logs = r.machine.run("cat /var/log/*.log /var/log/*/*.log 2>/dev/null; true")
+    for secret in (CANARY, token):
+        for where, text in {"journal": journal, "/var/log": logs}.items():
+            found = [line for line in text.splitlines() if secret in line]
+            assert not found, f"a secret is in {where}: {found[:3]}"
+        said = [text for text in r.operator.said if secret in text]
+        assert not said, f"deploy.sh printed a secret: {said[:1]}"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_server_lives_through_releases_faults_and_its_own_end(
+    row: Row, template: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    if SELECTED and row.name not in SELECTED:
+        pytest.skip(f"LIVE_ROWS names other rows than {row.name}")
+    lacking = [*machine.missing(), *authority.missing()]
+    home = interpreter() if row.suite == "bookworm" else None
+    if row.suite == "bookworm" and home is None:
+        lacking.append("a Python 3.13 below ~/.pyenv/versions")
+    if lacking:
+        pytest.skip(f"not here: {', '.join(lacking)}")
+    answers = {"database": row.database, "proxy": row.proxy, "cache": row.cache, "ci": "none"}
+    project = Project(template, tmp_path / "project", **answers)
+    started = time.monotonic()
+    with ExitStack() as stack, ThreadPoolExecutor() as aside:
+
+        def rehearsal(until: ExitStack) -> Rehearsal:
+            place = until.enter_context(
+                Machine(row.suite, full=row.full, python=home, domain=DOMAIN)
+            )
+            folder = tmp_path / place.name
+            folder.mkdir()
+            # Caddy renews when a third is left.
+            valid_s = 240 if row.proxy == "caddy" else 86_400
+            acme = until.enter_context(
+                Authority(folder, place.gateway, place.host, valid_s=valid_s)
+            )
+            place.put(acme.ca, CA)
+            return Rehearsal(
+                row,
+                project,
+                place,
+                Operator(project, place, ACME_DIRECTORY=acme.directory, ACME_CA=CA),
+                Public(place.host, acme.ca),
+                Load(folder / "requests", place.host, DOMAIN, PREFIX, acme.ca, RATE),
+                record_property,
+            )
+
+        first = stack.enter_context(ExitStack())
+        r = rehearsal(first)
+        bring_up(r)
+        hardened(r)
+        with r.load:
+            for part in (releases, verbs):
+                part(r)
+            again = rehearsal(stack)
+            prepared = aside.submit(prepare, again)
+            for part in (broken_releases, cut_short):
+                part(r)
+            backup, items = back_up(r, tmp_path)
+            faults(r)
+            while len(r.load.requests()) < REQUESTS:
+                time.sleep(1)
+            r.load.settle()
+        r.check_load()
+        summarize(r)
+        no_secret(r)
+        first.close()
+        prepared.result()
+        restore(again, backup, items)
+        no_secret(again)
+    r.note("whole row, s", round(time.monotonic() - started))
+
+
+def summarize(r: Rehearsal) -> None:
+    """Record the figures of the whole load."""
+    requests = r.load.requests()
+    r.note("requests", len(requests))
+    r.note("failed, all of them allowed", len(failures(requests)))
+    for scenario in r.scenarios:
+        there = [one for one in requests if scenario.begin <= one.end < scenario.end]
+        took = round(scenario.end - scenario.begin, 1)
+        figure = f"{len(there)}, {len(failures(there))}, {took}"
+        r.note(f"{scenario.name}: requests, failed, s", figure)
+    around = [round(worst(requests, moment, AROUND_S) * 1000) for moment in r.switches]
+    r.note("worst latency around each switch, ms", around)
+    more = [round(added(requests, moment, AROUND_S) * 1000) for moment in r.switches]
+    r.note("latency added by each switch, ms", more)
+    assert min(more) < 100, f"every switch adds latency, in ms: {more}"
+    seen = json.loads(r.load.summary)
+    r.note("load", r.load.summary.strip())
+    assert seen["certificates"] > 1, "the certificate was not renewed under load"
+
+
+def interpreter() -> Path | None:
+    """A Python 3.13 that can be put on a system that has none."""
+    found = sorted(Path.home().glob(".pyenv/versions/3.13.*"), key=lambda path: path.name)
+    return found[-1] if found else None
