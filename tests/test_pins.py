@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment
 
-from tests.combinations import Answers, choices, combinations, row_id
+from tests.combinations import ROOT, Answers, choices, combinations, row_id
 from tools import pins
 
 DISTINCT = list(pins.distinct_combinations().values())
@@ -34,7 +34,7 @@ def test_the_tools_of_the_template_are_pinned_in_step_with_its_pyproject(tmp_pat
 
 
 def test_servers_install_the_uv_that_ci_and_the_template_use() -> None:
-    tools = (pins.ROOT / "requirements-dev.txt").read_text()
+    tools = (ROOT / "requirements-dev.txt").read_text()
     assert pins.UV.read_text() == pins.uv_pin(tools)
     version = re.search(r"^uv==(\S+)", pins.UV.read_text(), re.MULTILINE)
     assert version
