@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import ssl
@@ -179,7 +180,7 @@ class Project:
         )
         # A secret that setup makes on the server; its value must appear nowhere.
         self._setting("payment_token: SecretStr")
-        self._setting("signing_salt: SecretStr")
+        self._setting("signing_salt: SecretStr | None = None")
         with (self.folder / ".env.example").open("a") as example:
             example.write("PAYMENT_TOKEN=generate-me\n")
 
@@ -192,6 +193,13 @@ class Project:
     def _setting(self, declared: str) -> None:
         anchor = "    # Add fields here, then run `make settings`;"
         self._edit("app/settings.py", anchor, before=f"    {declared}\n")
+
+    def first_commands(self) -> list[list[str]]:
+        """What the README says to type for a bare server: arguments of deploy.sh."""
+        chapter = (self.folder / "README.md").read_text().partition("### The server\n")[2]
+        block = chapter.partition("```console\n")[2].partition("```")[0]
+        lines = [line for line in block.splitlines() if line.startswith("deploy/deploy.sh ")]
+        return [shlex.split(line)[1:] for line in lines]
 
     def release(self, name: str, fault: str = "", *, migration: bool = False) -> str:
         """Commit a release and return its commit; a broken one on a branch of its own."""
