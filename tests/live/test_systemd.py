@@ -256,6 +256,11 @@ def verbs(r: Rehearsal) -> None:
         assert json.loads(line), line
     said = r.operator.deploy("run", "python", "-c", "import app.trial; print(app.trial.RELEASE)")
     assert said.out.strip() == r.public.release, said
+    for verb in (["release"], ["rollback"], ["restart"], ["backup"], ["run", "false"]):
+        said = r.operator.deploy("--dry-run", *verb)
+        assert "\nwould " in f"\n{said.out}", f"a dry run only says what it would\n{said}"
+    assert r.machine.run(f"ls /var/backups/{SLUG}") == "", "a dry run made a backup"
+    r.serves(r.public.release)
     outcome = r.operator.deploy("config", "WEB_CONCURRENCY=none", code=1)
     assert "WEB_CONCURRENCY" in outcome.err, f"config refuses a bad value by name\n{outcome}"
     r.operator.deploy("release", "no-such-ref", code=1)
