@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import inspect
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -115,12 +116,12 @@ def tree(suite: str, *, full: bool) -> Path:
 
 
 def bootstrap(suite: str, new: Path) -> None:
-    """Make a tree from the mirror that this host uses."""
+    """Make a tree, from the mirror that this host uses if it is Debian's."""
     listed = call("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages")
-    mirrors = [line for line in listed.splitlines() if "security" not in line]
-    mirror = os.environ.get("DEBIAN_MIRROR") or next(iter(mirrors), "http://deb.debian.org/debian")
+    mirrors = [line for line in listed.splitlines() if re.search(r"/debian/?$", line)]
     command = ["debootstrap", "--variant=minbase", f"--include={BARE}", suite]
-    call(*command, new, mirror, log=new.with_suffix(".log"))
+    # Without one, debootstrap takes its own.
+    call(*command, new, *mirrors[:1], log=new.with_suffix(".log"))
     # The mirror may be a snapshot, or behind a proxy.
     fetching = [
         line
