@@ -16,8 +16,8 @@ from tests.combinations import files
 
 RUFF = Path(sys.executable).with_name("ruff")
 
-# GitHub's own expressions.
-FOREIGN_BRACES = re.compile(r"\$\{\{.*?\}\}")
+# GitHub's own expressions, and those by which Docker is asked for one field.
+FOREIGN_BRACES = re.compile(r"\$\{\{.*?\}\}|\{\{(?:index )?\.[\w. \"-]+\}\}")
 
 
 @cache

@@ -4,14 +4,17 @@ import os
 import re
 import shutil
 import subprocess
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from dotenv import dotenv_values
 
 from tests.combinations import Answers, pairwise, render, row_id
 
 SLUG = "orders-desk"
 SYSTEMD = [row for row in pairwise() if row["deployment"] == "systemd"]
+DOCKER = [row for row in pairwise() if row["deployment"] == "docker"]
 VERBS = ["setup", "release", "rollback", "restart", "status", "logs", "run", "config"]
 WITH_DATABASE = ["backup", "restore"]
 
@@ -19,18 +22,37 @@ WITH_DATABASE = ["backup", "restore"]
 EXPOSURE = {"online": 12, "offline": 6}
 
 
-@pytest.fixture(scope="module", params=SYSTEMD, ids=row_id)
+def rendered(answers: Answers, template: Path, factory: pytest.TempPathFactory) -> Path:
+    """A project with some answers."""
+    folder = factory.mktemp("deploy") / "project"
+    return render(template, folder, project_slug=SLUG, domain="orders.test", **answers)
+
+
+@pytest.fixture(scope="module", params=SYSTEMD + DOCKER, ids=row_id)
 def answers(request: pytest.FixtureRequest) -> Answers:
-    """The answers of a project that systemd runs."""
+    """The answers of a project."""
     given: Answers = request.param
     return given
 
 
 @pytest.fixture(scope="module")
 def project(answers: Answers, template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that can be deployed."""
+    return rendered(answers, template, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=SYSTEMD, ids=row_id)
+def with_units(
+    request: pytest.FixtureRequest, template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A project that systemd runs."""
-    folder = tmp_path_factory.mktemp("deploy") / "project"
-    return render(template, folder, project_slug=SLUG, domain="orders.test", **answers)
+    return rendered(request.param, template, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def with_images(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that Docker runs."""
+    return rendered(DOCKER[0], template, tmp_path_factory)
 
 
 def deploy(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -58,7 +80,10 @@ def seconds(text: str) -> float:
 
 def test_shellcheck_finds_nothing(project: Path) -> None:
     done = subprocess.run(
-        ["shellcheck", "deploy/deploy.sh"], cwd=project, capture_output=True, text=True
+        ["shellcheck", "--external-sources", "--check-sourced", "deploy/deploy.sh"],
+        cwd=project,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == ""
     assert done.returncode == 0
@@ -105,9 +130,9 @@ def test_a_release_of_what_is_no_commit_is_refused(project: Path) -> None:
     )
 
 
-def test_whoever_waits_waits_longer_than_whom_it_waits_for(project: Path) -> None:
-    unit = project / "deploy" / "app@.service"
-    settings = dict(re.findall(r"^#?(\w+)=(.*)$", (project / ".env.example").read_text(), re.M))
+def test_whoever_waits_waits_longer_than_whom_it_waits_for(with_units: Path) -> None:
+    unit = with_units / "deploy" / "app@.service"
+    settings = dict(re.findall(r"^#?(\w+)=(.*)$", (with_units / ".env.example").read_text(), re.M))
     drain = int(settings["SERVER_DRAIN_S"])
     assert seconds(directive(unit, "TimeoutStopSec")) >= drain + 10
     assert seconds(directive(unit, "RestartSec")) < 3
@@ -124,17 +149,77 @@ def test_proxy_and_app_accept_bodies_of_the_same_size(project: Path) -> None:
     assert [int(number) * (10**6 if unit else 1) for number, unit in sizes] == [int(limit[1])]
 
 
+def shell(project: Path, command: str, *arguments: str) -> str:
+    """What a function of deploy.sh prints, on a server that has nothing."""
+    parts = "SLUG=orders-desk ROOT=/nowhere BACKUPS=/nowhere; source deploy/docker.sh"
+    done = subprocess.run(
+        ["bash", "-euc", f"{parts}; {command}", "bash", *arguments],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("plain", "", "two words", "a#b", "a # b", "it's", "'", '"', "\\", "\\'", "a\\nb"),
+        *("$HOME", "${HOME}", "${A:-b}", "$${HOME}}", "`id`", "$(id)", "é\u2028", "a=b"),
+    ],
+)
+def test_a_value_survives_the_environment_file(value: str, with_images: Path) -> None:
+    quoted = shell(with_images, 'quoted "$1"', value)
+    line = f"VALUE={quoted}\n"
+    assert dotenv_values(stream=StringIO(line)) == {"VALUE": value}
+
+
+@pytest.mark.parametrize(
+    ("image", "commit"),
+    [
+        ("host:5000/team/api:1f2e3d4c5b6a", "1f2e3d4c5b6a"),
+        ("team/api:1f2e3d4c@sha256:99aabbcc" + "0" * 56, "1f2e3d4c"),
+        ("team/api@sha256:99aabbcc" + "0" * 56, "99aabbcc"),
+        ("team/api:v1.2", "image"),
+        ("api", "image"),
+    ],
+)
+def test_a_release_is_named_after_the_commit_of_its_image(
+    image: str, commit: str, with_images: Path
+) -> None:
+    assert shell(with_images, 'commit_in "$1"', image) == f"{commit}\n"
+
+
+@pytest.mark.parametrize(
+    ("least", "version", "enough"),
+    [
+        ("25", "25.0.0", True),
+        ("25", "26.1.5+dfsg1", True),
+        ("25", "24.0.9", False),
+        ("25", "0", False),
+        ("2.24", "v2.24.0", True),
+        ("2.24", "2.9.1", False),
+    ],
+)
+def test_an_old_engine_is_known_by_its_version(
+    least: str, version: str, enough: bool, with_images: Path
+) -> None:
+    says = shell(with_images, 'at_least "$1" "$2" && echo yes || echo no', least, version)
+    assert says == ("yes\n" if enough else "no\n")
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is missing")
 @pytest.mark.parametrize("network", EXPOSURE)
 def test_the_unit_is_exposed_no_more_than_promised(
-    network: str, project: Path, tmp_path: Path
+    network: str, with_units: Path, tmp_path: Path
 ) -> None:
     units = tmp_path / "etc" / "systemd" / "system"
     units.mkdir(parents=True)
-    shutil.copy(project / "deploy" / "app@.service", units / f"{SLUG}@.service")
+    shutil.copy(with_units / "deploy" / "app@.service", units / f"{SLUG}@.service")
     if network == "offline":
         (units / f"{SLUG}@.service.d").mkdir()
-        shutil.copy(project / "deploy" / "offline.conf", units / f"{SLUG}@.service.d")
+        shutil.copy(with_units / "deploy" / "offline.conf", units / f"{SLUG}@.service.d")
     done = subprocess.run(
         [
             *("systemd-analyze", "security", "--no-pager", "--offline=true"),
