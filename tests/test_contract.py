@@ -21,7 +21,10 @@ OWN = {
 }
 
 CI = [".github/workflows/ci.yml", ".gitlab-ci.yml"]
-FOREIGN_PORTS = {"5432", "6379"}
+FOREIGN_PORTS = {"2019", "5432", "6379"}
+# What a name without a folder may end in and be meant as a file of the project.
+FILE = re.compile(r"\.?[\w*-]+\.(?:conf|ini|md|py|sh|toml|txt|ya?ml)|Dockerfile|\.dockerignore")
+REGISTRY = re.compile(r"\b((?:docker|ghcr|gcr|quay)\.io|registry\.gitlab\.com)/")
 
 
 @pytest.fixture(scope="module", params=pairwise(), ids=row_id)
@@ -127,17 +130,23 @@ def code_spans(markdown: str) -> list[str]:
 def variables_disagree(project: Path) -> Iterator[str]:
     """Variables that nothing reads, or that nobody is told of."""
     settings = settings_variables(project)
-    table = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", (project / "README.md").read_text(), re.M))
+    readme = (project / "README.md").read_text().partition("<!-- settings: end -->")[0]
+    table = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", readme, re.MULTILINE))
     for name, listed in ((".env.example", example_variables(project)), ("README.md", table)):
         yield from (f"{name}: {variable} is read by nothing" for variable in listed - settings)
         yield from (f"{name}: {variable} is not listed" for variable in settings - listed)
+    composes_own = {
+        variable
+        for path in project.glob("compose*.yaml")
+        for variable in re.findall(r"\$\{(\w+)", path.read_text())
+    }
     for name, path in files(project).items():
         if name.startswith("tests/"):
             continue
         text = path.read_text()
         if path.suffix == ".py":
             text = "\n".join(constants(text))
-        for variable in mentioned_variables(text, settings) - settings:
+        for variable in mentioned_variables(text, settings) - settings - composes_own:
             yield f"{name}: {variable} is read by nothing"
     if not settings:
         yield "no settings were found"
@@ -203,6 +212,9 @@ def paths_disagree(project: Path) -> Iterator[str]:
                 yield f"{name}: there is no module {module}"
             elif attribute and f"def {attribute}(" not in source.read_text():
                 yield f"{name}: {module} has no {attribute}"
+    for span in code_spans((project / "README.md").read_text()):
+        if FILE.fullmatch(span) and not list(project.rglob(span)):
+            yield f"README.md: there is no file {span}"
     served = {
         text
         for path in (project / "app").rglob("*.py")
@@ -216,6 +228,52 @@ def paths_disagree(project: Path) -> Iterator[str]:
     yield from (f"README.md: {path} is not served" for path in set(mentioned) - served)
     if "/health" not in mentioned:
         yield "README.md: no path was found"
+
+
+def ci_settings_disagree(project: Path) -> Iterator[str]:
+    """What a pipeline takes from its service's settings, against what the README says of them."""
+    readme = (project / "README.md").read_text()
+    (_, _, chapter) = readme.partition("\n### Releases by CI\n")
+    rows = re.findall(r"^\| (`.*?) \|", chapter, re.MULTILINE)
+    told = {name for row in rows for name in code_spans(row)}
+    read = set()
+    for name in CI:
+        if (project / name).exists():
+            text = (project / name).read_text()
+            read |= set(re.findall(r"\b(?:vars|secrets)\.([A-Z_]+)", text))
+            given = set(re.findall(r"^ +(DEPLOY_\w+): |export (DEPLOY_\w+)=", text, re.MULTILINE))
+            asked = set(re.findall(r"\$(DEPLOY_\w+)", text))
+            read |= asked - {variable for pair in given for variable in pair}
+    yield from (f"README.md: {name} is taken by no pipeline" for name in told - read)
+    yield from (f"README.md: {name} is not explained" for name in read - told)
+
+
+def registries_named(project: Path) -> Iterator[str]:
+    """Names of registries: an image has none, so that the engine's own settings decide."""
+    for name, path in files(project).items():
+        for found in REGISTRY.findall(path.read_text()):
+            yield f"{name}: names the registry {found}"
+
+
+def messages_disagree(project: Path) -> Iterator[str]:
+    """What the README explains as a message of deploy.sh, and deploy.sh does not say."""
+    scripts = "".join(path.read_text() for path in (project / "deploy").glob("*.sh"))
+    # A name of a service or an answer is put in when it is said.
+    said = re.sub(r"\$\{?\w+\}?|\$\(\([^)]*\)\)", "...", scripts)
+    tables = re.findall(
+        r"^\| When `(?:setup|release)` says .*\n((?:\|.*\n)+)",
+        (project / "README.md").read_text(),
+        re.M,
+    )
+    rows = [row for table in tables for row in re.findall(r"^\| `(.*?)`", table, re.MULTILINE)]
+    if len(rows) < 10:
+        yield "README.md: no messages were found"
+    for row in rows:
+        plain = re.sub(rf"https://{re.escape(OWN['domain'])}", "https://...", row)
+        plain = re.sub(rf"{re.escape(OWN['domain'])}|\b503\b|\b3\.\d\d\b|^proxy\b", "...", plain)
+        parts = [part for part in plain.split("...") if part.strip()]
+        if not all(part in said for part in parts):
+            yield f"README.md: deploy.sh does not say {row!r}"
 
 
 def ports_disagree(project: Path) -> Iterator[str]:
@@ -282,6 +340,9 @@ CHECKS: list[Callable[[Path], Iterator[str]]] = [
     ci_disagrees,
     targets_disagree,
     paths_disagree,
+    ci_settings_disagree,
+    registries_named,
+    messages_disagree,
     ports_disagree,
     answers_missing,
 ]
@@ -321,6 +382,13 @@ def test_versions_of_python_agree(project: Path, answers: Answers) -> None:
         (paths_disagree, "Makefile", "app.migrate", "app.migrated", "no module app.migrated"),
         (paths_disagree, "Makefile", "app.main:create_app", "app.main:make", "has no make"),
         (paths_disagree, "README.md", "`/health`", "`/healthz`", "/healthz is not served"),
+        (paths_disagree, "README.md", "`Dockerfile`", "`Dockerfiles.txt`", "no file Dockerfiles"),
+        (paths_disagree, "README.md", "`compose.yaml`", "`compose.yml`", "no file compose.yml"),
+        (ci_settings_disagree, "README.md", "`RUNNER`", "`RUNS`", "RUNS is taken by no pipeline"),
+        (ci_settings_disagree, "README.md", "`RUNNER`", "`RUNS`", "RUNNER is not explained"),
+        (registries_named, "Dockerfile", "ARG ", "# ghcr.io/x\nARG ", "names the registry ghcr.io"),
+        (messages_disagree, "README.md", "MB are free", "MB are left", "'only ... MB are left'"),
+        (messages_disagree, "README.md", "image could not", "image can not", "image can not be"),
         (ports_disagree, "README.md", "127.0.0.1:8000", "127.0.0.1:8080", "port 8080"),
         (ports_disagree, "Makefile", "PORT ?= 8000", "PORT ?= 9000", "port 8000 is not 9000"),
         (answers_missing, ".env.example", "orders.example.org", "x.example.org", ".env.example"),

@@ -91,7 +91,7 @@ def findings(linter: list[str], paths: list[Path]) -> str:
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
 def test_the_linters_of_ci_find_nothing(rendered: Rendered, ci: str, linter: list[str]) -> None:
-    rows = combinations(["database", "cache"])
+    rows = combinations(["database", "cache", "deployment"])
     assert findings(linter, [rendered(ci=ci, **row) / CI_FILES[ci] for row in rows]) == ""
 
 
@@ -108,9 +108,11 @@ def test_the_linter_of_yaml_finds_nothing_in_the_hooks(rendered: Rendered) -> No
         ("github", r"with:\n +persist-credentials: false", "", 1, "artipacked"),
         ("github", r"actions/checkout@[0-9a-f]+", "actions/checkout@main", 1, "unpinned-uses"),
         ("github", "contents: read", "contents: write", 1, "excessive-permissions"),
+        ("github", r'"\$REFERENCE"', "${{ github.head_ref }}", 1, "template-injection"),
         ("github", "name: CI", "name: CI\nname: CI", 2, "key-duplicates"),
         ("gitlab", "interruptible: true", "interruptible: perhaps", 0, "schema"),
         ("gitlab", "stages:", "stages: [x]\nstages:", 1, "key-duplicates"),
+        ("gitlab", "resource_group: production", "resource_group: []", 0, "schema"),
     ],
 )
 def test_the_linters_of_ci_find_a_planted_mistake(
@@ -152,31 +154,161 @@ def test_ci_brings_what_the_answers_need(rendered: Rendered, row: Answers) -> No
     assert {name for name in pipeline["variables"] if name.startswith("TEST_")} == variables
 
 
-def test_both_ci_services_run_the_same_commands(rendered: Rendered) -> None:
-    workflow = loaded(rendered(ci="github") / WORKFLOW)
-    pipeline = loaded(rendered(ci="gitlab") / PIPELINE)
-    expected = {
-        "lint": ["make lint", ".venv/bin/prek run --all-files"],
-        "test": ["make test"],
-        "audit": ["make audit"],
-    }
-    for name, commands in expected.items():
-        runs = [step["run"] for step in workflow["jobs"][name]["steps"] if "run" in step]
-        assert runs == ['pipx install "uv==$UV_VERSION"', *commands]
-        assert pipeline[name]["script"] == commands
-    assert set(workflow["jobs"]) == set(expected)
-    assert workflow["env"]["UV_VERSION"] == pipeline["variables"]["UV_VERSION"]
+CHECKS = {
+    "lint": ["make lint", ".venv/bin/prek run --all-files"],
+    "test": ["make test"],
+    "audit": ["make audit"],
+}
+# The jobs of a project that is deployed as an image, in their order.
+DELIVERY = ["build", "deploy"]
 
 
+def runs(job: dict[str, Any]) -> list[str]:
+    """The commands of a job, of whichever service."""
+    if "steps" in job:
+        return [step["run"] for step in job["steps"] if "run" in step]
+    script: list[str] = job["script"]
+    return script
+
+
+@pytest.mark.parametrize("deployment", choices()["deployment"])
+def test_both_ci_services_run_the_same_commands(rendered: Rendered, deployment: str) -> None:
+    workflow = loaded(rendered(ci="github", deployment=deployment) / WORKFLOW)
+    pipeline = loaded(rendered(ci="gitlab", deployment=deployment) / PIPELINE)
+    for name, commands in CHECKS.items():
+        assert runs(workflow["jobs"][name]) == ['pipx install "uv==$UV_VERSION"', *commands]
+        assert runs(pipeline[name]) == commands
+    expected = [*CHECKS, *(DELIVERY if deployment == "docker" else [])]
+    assert list(workflow["jobs"]) == expected
+    assert [name for name, job in pipeline.items() if "script" in job] == expected
+    shared = {name for name in workflow["env"] if not name.startswith("TEST_")}
+    assert shared == {"UV_VERSION", *(["SCANNER"] if deployment == "docker" else [])}
+    for name in shared:
+        assert workflow["env"][name] == pipeline["variables"][name]
+
+
+@pytest.mark.parametrize("deployment", choices()["deployment"])
 def test_a_workflow_may_only_read_and_every_job_ends_in_time(
-    rendered: Rendered,
+    rendered: Rendered, deployment: str
 ) -> None:
-    workflow = loaded(rendered(ci="github") / WORKFLOW)
+    workflow = loaded(rendered(ci="github", deployment=deployment) / WORKFLOW)
+    more = {
+        "build": {"contents": "read", "packages": "write"},
+        "deploy": {"contents": "read", "packages": "read"},
+    }
     assert workflow["permissions"] == {"contents": "read"}
-    assert workflow["concurrency"]["cancel-in-progress"] is True
     for name, job in workflow["jobs"].items():
         assert job["timeout-minutes"] <= 20, name
-        assert "permissions" not in job, name
+        assert job.get("permissions") == more.get(name), name
+
+
+def test_a_newer_commit_cancels_the_checks_and_never_a_deployment(rendered: Rendered) -> None:
+    workflow = loaded(rendered(ci="github", deployment="systemd") / WORKFLOW)
+    assert workflow["concurrency"]["cancel-in-progress"] is True
+    workflow = loaded(rendered(ci="github") / WORKFLOW)
+    only_elsewhere = "${{ github.ref != 'refs/heads/main' }}"
+    assert workflow["concurrency"]["cancel-in-progress"] == only_elsewhere
+    assert workflow["jobs"]["deploy"]["concurrency"]["cancel-in-progress"] is False
+    pipeline = loaded(rendered(ci="gitlab") / PIPELINE)
+    assert pipeline["default"]["interruptible"] is True
+    assert pipeline["deploy"]["interruptible"] is False
+    assert pipeline["deploy"]["resource_group"] == "production"
+
+
+@pytest.mark.parametrize("ci", CI_FILES)
+def test_the_image_that_is_pushed_is_the_one_that_was_scanned(rendered: Rendered, ci: str) -> None:
+    jobs = loaded(rendered(ci=ci) / CI_FILES[ci])
+    if ci == "github":
+        jobs = jobs["jobs"]
+    commands = "\n".join(runs(jobs["build"]))
+    places = [
+        re.search(pattern, commands)
+        for pattern in (
+            r"docker build --pull --build-arg \"REVISION=\$\w+\" --tag scanned \.",
+            r"docker save --output image\.tar scanned",
+            r"docker run --rm .* \"\$SCANNER\" image --input image\.tar ",
+            r"docker tag scanned ",
+            r"docker push ",
+        )
+    ]
+    starts = [place.start() for place in places if place]
+    assert len(starts) == len(places)
+    assert starts == sorted(starts)
+    for option in ("--severity HIGH,CRITICAL", "--ignore-unfixed", "--exit-code 1"):
+        assert option in commands
+    assert jobs["build"]["needs"] == ["lint", "test"]
+    assert re.findall(r'release --image "(\$REFERENCE)"', "\n".join(runs(jobs["deploy"])))
+    # It gets neither the engine nor what may push.
+    assert "docker.sock" not in commands
+    assert not re.search(r"docker run .*(--env|--privileged| -e )", commands)
+
+
+def test_the_scanner_is_pinned_by_digest_and_no_release_that_was_tampered_with(
+    rendered: Rendered,
+) -> None:
+    scanner = loaded(rendered(ci="github") / WORKFLOW)["env"]["SCANNER"]
+    pin = re.fullmatch(r"aquasec/trivy:(\d+)\.(\d+)\.(\d+)@sha256:[0-9a-f]{64}", scanner)
+    assert pin
+    # 0.69.4 to 0.69.6 stole what their pipelines held.
+    assert tuple(map(int, pin.groups())) > (0, 69, 6)
+
+
+def test_only_the_main_branch_pushes_and_deploys(rendered: Rendered) -> None:
+    jobs = loaded(rendered(ci="github") / WORKFLOW)["jobs"]
+    (push,) = (step for step in jobs["build"]["steps"] if step.get("id") == "push")
+    assert push["if"] == (
+        "github.ref == 'refs/heads/main' && github.event_name == 'push' && vars.IMAGE != ''"
+    )
+    # Nothing but the step that pushes holds what may push.
+    assert [step for step in jobs["build"]["steps"] if "env" in step] == [push]
+    assert jobs["build"]["outputs"] == {"reference": "${{ steps.push.outputs.reference }}"}
+    assert jobs["deploy"]["needs"] == "build"
+    assert jobs["deploy"]["if"] == ("needs.build.outputs.reference != '' && vars.DEPLOY_HOST != ''")
+    assert jobs["deploy"]["environment"] == "production"
+
+    pipeline = loaded(rendered(ci="gitlab") / PIPELINE)
+    on_main = (
+        '$CI_COMMIT_BRANCH == $CI_DEFAULT_BRANCH && $CI_PIPELINE_SOURCE != "schedule" '
+        "&& $CI_REGISTRY_IMAGE"
+    )
+    assert pipeline["build"]["rules"] == [
+        {"if": on_main, "variables": {"PUSH_TO": "$CI_REGISTRY_IMAGE:$CI_COMMIT_SHA"}},
+        {"when": "on_success"},
+    ]
+    script = runs(pipeline["build"])
+    pushing = [number for number, line in enumerate(script) if "PUSH_TO" in line or "login" in line]
+    assert script[pushing[0]] == 'test "$PUSH_TO" || exit 0'
+    assert pipeline["deploy"]["needs"] == ["build"]
+    assert pipeline["deploy"]["rules"] == [{"if": f"{on_main} && $DEPLOY_HOST"}]
+    assert pipeline["deploy"]["environment"] == "production"
+
+
+@pytest.mark.parametrize("ci", CI_FILES)
+def test_ci_trusts_only_the_server_that_it_was_told(rendered: Rendered, ci: str) -> None:
+    text = (rendered(ci=ci) / CI_FILES[ci]).read_text()
+    assert "-o StrictHostKeyChecking=yes" in text
+    assert "DEPLOY_KNOWN_HOSTS" in text
+    assert "ssh-keyscan" not in text
+
+
+@pytest.mark.parametrize("ci", CI_FILES)
+def test_shellcheck_finds_nothing_in_the_commands_of_ci(
+    rendered: Rendered, tmp_path: Path, ci: str
+) -> None:
+    jobs = loaded(rendered(ci=ci) / CI_FILES[ci])
+    # GitHub starts a shell for each step; GitLab one for the job, and in two images a plain one.
+    scripts = [
+        script
+        for name in [*CHECKS, *DELIVERY]
+        for script in (
+            runs(jobs["jobs"][name]) if ci == "github" else ["\n".join(runs(jobs[name]))]
+        )
+    ]
+    assert len(scripts) >= len(CHECKS) + len(DELIVERY)
+    for number, script in enumerate(scripts):
+        path = tmp_path / f"{number}.sh"
+        path.write_text(f"#!/bin/{'bash' if ci == 'github' else 'sh'}\n{script}\n")
+        assert findings(["shellcheck"], [path]) == ""
 
 
 def test_every_action_is_pinned_by_a_commit_that_names_its_version(
@@ -195,7 +327,8 @@ def test_ci_runs_the_python_that_is_deployed(rendered: Rendered, python_version:
     answers = {"python_version": python_version}
     project = rendered(ci="github", **answers)
     assert (project / ".python-version").read_text() == f"{python_version}\n"
-    for job in loaded(project / WORKFLOW)["jobs"].values():
+    jobs = loaded(project / WORKFLOW)["jobs"]
+    for job in (jobs[name] for name in CHECKS):
         setup = [step["with"] for step in job["steps"] if "setup-python" in step.get("uses", "")]
         assert setup == [{"python-version-file": ".python-version"}]
     project = rendered(ci="gitlab", **answers)
