@@ -29,6 +29,7 @@ test: install packages lint ## Run everything, with all that it needs; with ARGS
 	$(if $(ARGS),,@$(MAKE) --no-print-directory live)
 
 # Mostly they wait, so there may be more of them than processors.
+# LIVE_IMAGES= names an archive of `docker save`, for machines that can reach no registry.
 .PHONY: live
 live: install packages ## Rehearse on booted servers, as root; LIVE_ROWS= takes some, LIVE_REQUESTS= loads them longer
 	$(WITH_TOOLS) .venv/bin/pytest --numprocesses 4 --dist load --maxschedchunk 1 -m live tests/live

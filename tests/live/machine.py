@@ -20,6 +20,9 @@ from types import TracebackType
 from typing import Self
 
 CACHE = Path(os.environ.get("LIVE_CACHE", "/var/cache/fastapi-prod-live"))
+# An archive of `docker save`, for machines that cannot pull. Whoever still makes it holds a lock on
+# the file beside it.
+IMAGES = os.environ.get("LIVE_IMAGES", "")
 PROGRAMS = ("debootstrap", "systemd-nspawn", "nsenter", "ip", "iptables", "ssh", "ssh-keygen")
 CGROUPS = Path("/sys/fs/cgroup")
 AUTHORITIES = Path("/usr/local/share/ca-certificates")
@@ -31,10 +34,17 @@ BARE = (
     "iproute2,procps,less,cron,logrotate,netbase,tzdata"
 )
 # What a server that is in use already has besides.
-FULL = "nginx certbot caddy postgresql redis-server rsync openssl python3-venv"
+KINDS = {
+    "bare": "",
+    "full": "nginx certbot caddy postgresql redis-server rsync openssl python3-venv",
+    "docker": "docker.io docker-cli docker-compose docker-buildx",
+}
 # Neither the clock nor the network nor a console is a machine's own.
 MASKED = "systemd-timesyncd systemd-networkd systemd-resolved console-getty getty@tty1"
 
+# What an engine in a machine needs besides: it mounts, makes networks and shields containers.
+NESTED = ("--capability=all", "--system-call-filter=@keyring bpf add_key keyctl")
+ENGINE = Path("var/lib/docker")
 # Runs a machine, and runs it again when it reboots; the arguments are nspawn's.
 KEEPER = """
 for group in $GROUPS_OF_MACHINE; do echo $$ >"$group/cgroup.procs"; done
@@ -89,19 +99,18 @@ def call(*command: str | Path, check: bool = True, log: Path | None = None) -> s
 # ------------------------------------------------------------------- trees
 
 
-def tree(suite: str, *, full: bool) -> Path:
+def tree(suite: str, kind: str = "bare") -> Path:
     """Return a Debian tree, made once; another recipe makes another tree."""
     recipe = [BARE, MASKED, *(inspect.getsource(part) for part in (bootstrap, trust, finish))]
     recipe += [path.read_text() for path in AUTHORITIES.glob("*.crt")]
-    digest = hashlib.sha256("\n".join(sorted(recipe + [FULL] * full)).encode())
-    kind = f"{suite}-{'full' if full else 'bare'}"
-    made = CACHE / "trees" / f"{kind}-{digest.hexdigest()[:8]}"
-    below = tree(suite, full=False) if full else None
-    with locked(kind):
+    digest = hashlib.sha256("\n".join([*sorted(recipe), KINDS[kind]]).encode())
+    made = CACHE / "trees" / f"{suite}-{kind}-{digest.hexdigest()[:8]}"
+    below = None if kind == "bare" else tree(suite)
+    with locked(f"{suite}-{kind}"):
         if made.exists():
             return made
         mounted = Path("/proc/mounts").read_text()
-        for old in made.parent.glob(f"{kind}-*"):
+        for old in made.parent.glob(f"{suite}-{kind}-*"):
             if f"lowerdir={old}," not in mounted:
                 remove(old)
         new = made.with_name(f"{made.name}.new")
@@ -110,7 +119,7 @@ def tree(suite: str, *, full: bool) -> Path:
             bootstrap(suite, new)
         else:
             call("cp", "-a", below, new)
-        finish(new, FULL.split() if full else [])
+        finish(new, KINDS[kind].split())
         new.rename(made)
     return made
 
@@ -181,6 +190,43 @@ def remove(folder: Path) -> None:
     call("rm", "-rf", "--one-file-system", folder)
 
 
+# ------------------------------------------------------------------ images
+
+
+def store() -> Path | None:
+    """What an engine has on its disk once it has loaded `IMAGES`; made once."""
+    if not IMAGES:
+        return None
+    with Path(f"{IMAGES}.lock").open("a") as making:
+        fcntl.flock(making, fcntl.LOCK_EX)
+        # It names every image, and what each is made of.
+        manifest = call("tar", "--extract", "--to-stdout", "--file", IMAGES, "manifest.json")
+    made = CACHE / "stores" / hashlib.sha256(manifest.encode()).hexdigest()[:16]
+    with locked("store"):
+        if made.exists():
+            return made
+        made.parent.mkdir(exist_ok=True)
+        for old in made.parent.iterdir():
+            remove(old)
+        with Machine("trixie", "docker", engine=True, stocked=False) as loader:
+            loader.put(Path(IMAGES), "/var/images.tar")
+            loader.run("docker load --quiet --input /var/images.tar", timeout=300)
+            loader.run("systemctl stop docker.service docker.socket containerd.service")
+            (loader.folder / "docker").rename(made)
+    return made
+
+
+def stock(folder: Path, images: Path | None) -> None:
+    """Put images into an engine's empty folder."""
+    folder.mkdir()
+    if images is None:
+        return
+    for part in images.iterdir():
+        # No container ever changes a file of an image in its place, so links do.
+        links = ["--link"] if part.name == "overlay2" else []
+        call("cp", "--archive", *links, part, folder)
+
+
 # ---------------------------------------------------------------- machines
 
 
@@ -188,20 +234,32 @@ class Machine:
     """One machine, up inside a `with`; it reaches the internet and other machines."""
 
     def __init__(
-        self, suite: str, *, full: bool = False, python: Path | None = None, domain: str = ""
+        self,
+        suite: str,
+        kind: str = "bare",
+        *,
+        python: Path | None = None,
+        domain: str = "",
+        engine: bool = False,
+        stocked: bool = True,
     ) -> None:
-        """`full`: proxies and databases are installed; `python`: what to put into /usr/local.
+        """`kind` is what is installed; `python` is what to put into /usr/local.
 
-        `domain` is a name that the machine finds itself by.
+        `domain` is a name that the machine finds itself by. In one with `engine` Docker can run,
+        and has the images that were prepared unless it is not `stocked`.
         """
-        self.suite, self.full, self.python, self.domain = suite, full, python, domain
+        self.suite, self.kind, self.python, self.domain = suite, kind, python, domain
+        self.engine, self.stocked = engine, stocked
         self.cleanup = ExitStack()
 
     def __enter__(self) -> Self:
-        base = tree(self.suite, full=self.full)
+        base = tree(self.suite, self.kind)
+        images = store() if self.engine and self.stocked else None
         with self.cleanup:
             self._take_number()
             self._mount(base)
+            if self.engine:
+                stock(self.folder / "docker", images)
             self._connect()
             self._boot()
             self.cleanup = self.cleanup.pop_all()
@@ -304,6 +362,10 @@ class Machine:
             *("--register=no", "--keep-unit"),
         ]
         environment = {"MACHINE": self.name, "GROUPS_OF_MACHINE": " ".join(map(str, groups))}
+        if self.engine:
+            # An engine's images can be stacked on a plain file system only.
+            command += [*NESTED, f"--bind={self.folder}/docker:/{ENGINE}"]
+            environment["SYSTEMD_NSPAWN_API_VFS_WRITABLE"] = "network"
         with (self.folder / "console").open("wb") as console:
             keeper = subprocess.Popen(
                 ["sh", "-c", KEEPER, f"keeper-{self.name}", *command],
@@ -327,7 +389,8 @@ class Machine:
         }:
             if time.monotonic() > deadline:
                 said = (self.folder / "console").read_text(errors="replace")
-                raise RuntimeError(f"{self.name} did not boot ({state}): {said[-2000:]}")
+                said += self.run("systemctl list-jobs; systemctl status --no-pager", check=False)
+                raise RuntimeError(f"{self.name} did not boot ({state}): {said[-4000:]}")
             time.sleep(0.1)
 
     def run(
@@ -367,14 +430,13 @@ class Machine:
             shares.write_text(usual)
 
     def reboot(self) -> None:
-        """Reboot, and wait until all has started."""
+        """Go down, and begin to come up again."""
         started, before = time.monotonic(), leader(self.folder)
         self.run("systemctl --no-block reboot")
         while leader(self.folder) == before:
             if time.monotonic() - started > 120:
                 raise RuntimeError(f"{self.name} does not go down")
             time.sleep(0.05)
-        self.wait()
 
     def read(self, path: str) -> str:
         """Return a file's text."""

@@ -22,6 +22,8 @@ from tests.live.machine import Machine
 SLUG = "live-api"
 DOMAIN = "api.live.test"
 PREFIX = "/trial"
+# What must not be found where no secret belongs.
+CANARY = "canary-5f0c6f1e9b"
 STEPS = (
     *("lock", "check", "build", "settings", "migrate", "stop"),
     *("start", "ready", "smoke", "switch", "watch", "done"),
@@ -36,7 +38,7 @@ import os
 import time
 from collections.abc import AsyncGenerator
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from app.health import NotReady, Readiness
@@ -48,8 +50,17 @@ HEADERS = {"X-Release": RELEASE}
 if FAULT == "import":
     import no_such_module
 
-router = APIRouter(prefix="/trial")
 hog: list[bytes] = []
+public: list[str] = []
+
+
+async def notice(request: Request) -> None:
+    """Whoever comes through the proxy is announced by it."""
+    public.extend(request.headers.getlist("x-forwarded-for"))
+    del public[1:]
+
+
+router = APIRouter(prefix="/trial", dependencies=[Depends(notice)])
 
 
 def text(content: object) -> PlainTextResponse:
@@ -103,9 +114,7 @@ async def opening(readiness: Readiness) -> None:
     """What goes wrong while the service starts, or is found out later."""
 
     async def unready() -> None:
-        slot = os.environ["SERVER_BIND"].removeprefix("unix:")
-        active = os.readlink("/srv/live-api/live/active.sock") == slot
-        if FAULT == "unready" or active:
+        if FAULT == "unready" or public:
             raise NotReady("this release is broken")
 
     if FAULT == "lifespan":
@@ -152,7 +161,7 @@ FAULTS = {
 class Project:
     """A project in a repository of its own; every release says its name with every answer."""
 
-    def __init__(self, template: Path, folder: Path, **answers: str) -> None:
+    def __init__(self, template: Path, folder: Path, *, deployment: str, **answers: str) -> None:
         self.folder = render(
             template,
             folder,
@@ -160,10 +169,11 @@ class Project:
             project_slug=SLUG,
             domain=DOMAIN,
             email=f"ops@{DOMAIN}",
-            deployment="systemd",
+            deployment=deployment,
             **answers,
         )
-        self.database = answers["database"]
+        # The last sound release.
+        self.newest = ""
         commit(self.folder)
         self._edit(
             "app/main.py",
@@ -220,6 +230,8 @@ class Project:
         made = git(self.folder, "rev-parse", "HEAD").strip()
         if fault:
             git(self.folder, "checkout", "--quiet", "main")
+        else:
+            self.newest = name
         return made
 
 
@@ -373,12 +385,21 @@ class Public:
     def _connect(self, _address: object, *arguments: Any, **options: Any) -> Any:
         return socket.create_connection((self.address, 443), *arguments, **options)
 
+    def certificate(self) -> str:
+        """The serial number of the certificate that is served."""
+        with (
+            socket.create_connection((self.address, 443), timeout=5) as plain,
+            self.tls.wrap_socket(plain, server_hostname=self.domain) as wrapped,
+        ):
+            found = wrapped.getpeercert() or {}
+        return str(found["serialNumber"])
+
     def items(self) -> list[dict[str, Any]]:
         """Every item."""
         found: list[dict[str, Any]] = []
         after = ""
         while True:
-            status, page = self.ask("GET", f"/api/v1/items?limit=100{after}")
+            status, page = self.ask("GET", f"/api/v1/items?limit=20{after}")
             assert status == 200, page
             found += page["items"]
             if page["next"] is None:

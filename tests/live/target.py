@@ -1,0 +1,132 @@
+"""What a rehearsal asks of a server in words that depend on how the service is deployed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
+
+from tests.live.machine import Machine
+from tests.live.project import SLUG
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is rehearsed together."""
+
+    deployment: str
+    proxy: str
+    database: str
+    suite: str
+    # Which share of what is dealt out over the rows of a deployment is this one's.
+    number: int
+    kind: str = "bare"
+    cache: str = "none"
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"{self.deployment}-{self.proxy}-{self.database}"
+
+    @property
+    def services(self) -> list[str]:
+        """What the service needs besides itself."""
+        needed = {"postgresql": self.database, "redis": self.cache}
+        return [name for name, answer in needed.items() if name == answer]
+
+
+class Target(ABC):
+    """A server with the service on it, seen from inside."""
+
+    # Whether another site can be on the server before.
+    shared: ClassVar[bool]
+    # Whether the disk can be filled up just where releases are built.
+    fillable: ClassVar[bool]
+    # What is configured besides, for the sake of what is tried.
+    settings: ClassVar[tuple[str, ...]] = ()
+    # What does so where deploy.sh itself waits for a release to start.
+    sooner: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    # Shell commands that make the server one which setup refuses, what it says, and the way back.
+    refusals: ClassVar[tuple[tuple[str, str, str], ...]]
+
+    def __init__(self, row: Row, machine: Machine) -> None:
+        self.row, self.machine = row, machine
+
+    @property
+    def other_kind(self) -> str:
+        """The kind of the server that everything is moved to."""
+        return self.row.kind
+
+    @abstractmethod
+    def master(self, slot: str) -> int:
+        """The process that a slot's workers are children of; 0 if the slot is not up."""
+
+    def workers(self, slot: str) -> list[int]:
+        """The workers of a slot."""
+        master = self.master(slot)
+        listed = self.machine.run(f"cat /proc/{master}/task/{master}/children", check=False)
+        return [int(word) for word in listed.split()]
+
+    @abstractmethod
+    def running(self) -> set[int]:
+        """Every process of the service, whatever slot it is in."""
+
+    @abstractmethod
+    def up(self) -> set[str]:
+        """The slots that are up, or are about to be."""
+
+    @abstractmethod
+    def limit_memory(self, slot: str, more_mb: int | None) -> None:
+        """Let a slot take so many MB more than it has; without a number, what it usually may."""
+
+    @abstractmethod
+    def stop(self, service: str) -> None:
+        """Stop `postgresql` or `redis`."""
+
+    @abstractmethod
+    def start(self, service: str) -> None:
+        """Start it again."""
+
+    @abstractmethod
+    def reload_proxy(self) -> None:
+        """Have the proxy read its configuration again."""
+
+    @abstractmethod
+    def quicken_caddy(self) -> None:
+        """Let Caddy look every few seconds whether a certificate is to be renewed."""
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Renew nginx's certificate as it is renewed without being asked."""
+
+    def hasten(self) -> None:  # noqa: B027 - not every server has to do something
+        """Give a release that does not start less time."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Everything that setup could change: files with their times, and what runs since when."""
+
+    @abstractmethod
+    def hardened(self, slot: str) -> dict[str, object]:
+        """Check how the service is shielded; return figures."""
+
+    def moment(self, seconds: float) -> str:
+        """A moment as `logs` understands it."""
+        return f"@{int(seconds)}"
+
+    @abstractmethod
+    def first_secrets(self) -> str:
+        """Lines for the environment file with the canary in them, besides a setting's."""
+
+    def secrets(self) -> set[str]:
+        """What setup made and nothing may print."""
+        env = self.machine.read(f"/etc/{SLUG}/env")
+        tokens = {line.split("=", 1)[1] for line in env.splitlines() if "PAYMENT_TOKEN=" in line}
+        return {token.strip("\"'") for token in tokens}
+
+    def traces(self) -> dict[str, str]:
+        """Where a secret may not be, by the shell command that shows it all."""
+        return {
+            "journal": "journalctl --output=export --all --no-pager",
+            "/var/log": "cat /var/log/*.log /var/log/*/*.log 2>/dev/null",
+        }
