@@ -102,6 +102,9 @@ class Docker(Target):
         renew = "renew --force-renewal --quiet --no-random-sleep-on-renew"
         self.machine.run(f"{COMPOSE} exec -T certbot certbot.sh {renew}")
 
+    def forget_builds(self) -> None:
+        self.machine.run("docker builder prune --all --force")
+
     def fingerprint(self) -> str:
         files = f"/etc /srv/{SLUG} /usr/local /var/spool -type f,l,d"
         runs = "{{.Name}} {{.Id}} {{.Image}} {{.State.Status}} {{.State.StartedAt}}"

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.live.images import projects
+
 CACHE = Path(os.environ.get("LIVE_CACHE", "/var/cache/fastapi-prod-live"))
 # An archive of `docker save`, for machines that cannot pull. Whoever still makes it holds a lock on
 # the file beside it.
@@ -194,7 +196,7 @@ def remove(folder: Path) -> None:
 
 
 def store() -> Path | None:
-    """What an engine has on its disk once it has loaded `IMAGES`; made once."""
+    """What an engine has on its disk once it has loaded `IMAGES` and built with them; made once."""
     if not IMAGES:
         return None
     with Path(f"{IMAGES}.lock").open("a") as making:
@@ -211,9 +213,24 @@ def store() -> Path | None:
         with Machine("trixie", "docker", engine=True, stocked=False) as loader:
             loader.put(Path(IMAGES), "/var/images.tar")
             loader.run("docker load --quiet --input /var/images.tar", timeout=300)
+            # What is built from pins that never change, so that not each of many machines does it.
+            with projects() as rendered:
+                for number, project in enumerate(rendered):
+                    loader.put(project, f"/var/projects/{number}")
+                    for file in ("Dockerfile", "deploy/certbot.Dockerfile"):
+                        build(loader, f"/var/projects/{number}", file)
             loader.run("systemctl stop docker.service docker.socket containerd.service")
             (loader.folder / "docker").rename(made)
     return made
+
+
+def build(loader: "Machine", folder: str, file: str) -> None:
+    """Build an image of which only the cache stays."""
+    if (loader.root / folder.lstrip("/") / file).exists():
+        context = (Path(folder) / file).parent
+        made_of = f"--file {folder}/{file} {context}"
+        loader.run(f"docker build --quiet --tag built {made_of}", timeout=600)
+        loader.run("docker image rm built")
 
 
 def stock(folder: Path, images: Path | None) -> None:

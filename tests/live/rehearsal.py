@@ -151,6 +151,8 @@ def bring_up(r: Rehearsal) -> None:
     if r.row.proxy == "caddy":
         r.target.quicken_caddy()
     r.project.release("first")
+    if r.mine(0):
+        r.target.forget_builds()
     outcome = r.operator.deploy(*first_release)
     r.note("first release, s", round(outcome.seconds, 1))
     r.serves("first")
@@ -619,8 +621,10 @@ def rehearse(
         with r.load:
             for part in (releases, verbs):
                 part(r)
-            again = rehearsal(stack, r.target.other_kind)
-            prepared = aside.submit(prepare, again)
+            # Each database moves to another server once, and each proxy is moved to.
+            if moves := SOAK or row.number in {0, 3}:
+                again = rehearsal(stack, r.target.other_kind)
+                prepared = aside.submit(prepare, again)
             for part in (broken_releases, cut_short):
                 part(r)
             backup, items = back_up(r, folder)
@@ -634,9 +638,10 @@ def rehearse(
         summarize(r)
         no_secret(r)
         first.close()
-        prepared.result()
-        restore(again, backup, items)
-        no_secret(again)
+        if moves:
+            prepared.result()
+            restore(again, backup, items)
+            no_secret(again)
     r.note("whole row, s", round(time.monotonic() - started))
 
 

@@ -99,6 +99,9 @@ class Target(ABC):
     def renew(self) -> None:
         """Renew nginx's certificate as it is renewed without being asked."""
 
+    def forget_builds(self) -> None:  # noqa: B027 - not every server was given some
+        """Have the next release build everything that it needs."""
+
     def hasten(self) -> None:  # noqa: B027 - not every server has to do something
         """Give a release that does not start less time."""
 
