@@ -52,9 +52,11 @@ def interpreters() -> list[str]:
 
 
 def code_of(project: Path) -> dict[str, bytes]:
-    """Return the files of a project that decide what runs."""
+    """Return the files of a project that decide what runs; only an image asks for its health."""
     return {
-        name: path.read_bytes() for name, path in files(project).items() if name.startswith(CODE)
+        name: path.read_bytes()
+        for name, path in files(project).items()
+        if name.startswith(CODE) and "healthcheck" not in name
     }
 
 
