@@ -4,7 +4,8 @@ PYTHON ?= python3
 # Where `make demo` renders a project.
 DEMO ?= demo
 PORT ?= 8000
-JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Tests wait, a quarter of their time, for what they started.
+JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 # Debian and Ubuntu packages with programs that tests run.
 SYSTEM_PACKAGES := redis-server
 # Those that boot the machines of tests/live.
