@@ -26,7 +26,7 @@ FAST = frozenset({"get", "post"})
 TIMEOUT_S = 15.0
 EVENTS, EVENT_GAP_S = 80, 0.1
 # A gap between two events that is longer than this is not "in time".
-LATE_S = 2.0
+LATE_S = 5.0
 SLOW_S = 2.0
 IDLE_CONNECTIONS = 6
 
@@ -43,10 +43,15 @@ class Request:
     reused: bool
 
     @property
+    def unanswered(self) -> bool:
+        """Whether its connection was closed before a byte of an answer came."""
+        signs = ("IncompleteReadError: 0 bytes", "ConnectionResetError", "BrokenPipeError")
+        return self.failure.startswith(signs)
+
+    @property
     def lost_idle(self) -> bool:
         """Whether it met a kept connection that was being closed, as HTTP/1.1 allows."""
-        signs = ("IncompleteReadError: 0 bytes", "ConnectionResetError", "BrokenPipeError")
-        return self.reused and self.failure.startswith(signs)
+        return self.reused and self.unanswered
 
     @property
     def end(self) -> float:
