@@ -9,7 +9,7 @@ import pytest
 
 from tests.live.docker import COMPOSE, Docker
 from tests.live.project import CANARY, PREFIX, SLUG
-from tests.live.rehearsal import Rehearsal, open_at, rehearse, selected, until
+from tests.live.rehearsal import SOAK, Rehearsal, open_at, rehearse, selected, until
 from tests.live.target import Row
 
 pytestmark = [pytest.mark.slow, pytest.mark.live]
@@ -73,6 +73,8 @@ def images(r: Rehearsal) -> None:
 
 def engine_restarted(r: Rehearsal) -> None:
     """The engine restarts, as it does when it is brought up to date."""
+    if r.thorough and not SOAK:
+        return
     with r.scenario("engine restarted") as scenario:
         name = r.operator.active()
         moment = time.time()
