@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from limits.aio.storage import RedisStorage, Storage
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -31,6 +32,11 @@ class CacheSettings(EnvSettings):
     connect_timeout_s: Seconds = Field(1.0, description="Seconds to make a connection.")
     timeout_s: Seconds = Field(1.0, description="Seconds that a command may take.")
     max_connections: int = Field(20, ge=1, description="Connections that a worker opens at most.")
+    limit_fail_open: bool = Field(
+        True,
+        description="While Redis is away, count requests against `APP_RATE_LIMIT` in each worker; `false`: refuse them"
+        " with 503.",
+    )
 
     @field_validator("url")
     @classmethod
@@ -50,6 +56,16 @@ class Cache:
     async def check(self) -> None:
         """Raise unless Redis answers."""
         await self.client.ping()
+
+    def counters(self, name: str) -> Storage:
+        """Return counters for limits that all workers share, over the same connections; their keys begin with `name`."""
+        return RedisStorage(
+            "async+redis://",
+            wrap_exceptions=True,
+            implementation="redispy",
+            key_prefix=name,
+            connection_pool=self.client.connection_pool,  # type: ignore[arg-type] # as its documentation has it
+        )
 
 
 @asynccontextmanager

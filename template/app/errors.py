@@ -96,15 +96,18 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
         return Response(status_code=error.status_code, headers=error.headers)
     headers = dict(error.headers or {})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(sorted(allowed_methods(request)))
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := allowed_methods(request)):
+        headers["Allow"] = ", ".join(sorted(methods))
     return problem(error.status_code, error.detail, headers=headers)
 
 
 def allowed_methods(request: Request) -> set[str]:
-    """Return what the requested path allows; the router itself names only the first route it met."""
+    """Return what the requested path allows; the router itself names only the first route it met.
+
+    Empty where no route was met but a mounted application, which knows what it allows.
+    """
     path = route_template(request.scope)
-    routes = iter_route_contexts(request.app.routes)
+    routes = iter_route_contexts(request.app.routes) if path else ()
     return {method for route in routes if route.path == path for method in route.methods or ()}
 
 

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_type_hints
 
 import structlog
@@ -16,6 +17,8 @@ from app import logs
 T = TypeVar("T")
 
 BIND = re.compile(r"unix:.+|[^:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
+# No segment begins with a dot, so none of them leads elsewhere.
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
 PLACEHOLDER = re.compile(r"(change|generate)-?me|\bexample\.(com|net|org)\b", re.IGNORECASE)
 DEVELOPMENT_ONLY: dict[str, Any] = {"development_only": True}
 
@@ -130,12 +133,40 @@ class AppSettings(EnvSettings):
     docs: bool | None = Field(
         None, description="Serve `/docs` and `/openapi.json`. Unset: only in development."
     )
+    root_path: str = Field(
+        "",
+        description="Path below which everything is served, as /myapi, whether the proxy passes it on or strips it.",
+    )
+    static_dir: Path | None = Field(
+        None,
+        description="Folder that static files are copied to, by their hashes, for the proxy to serve. Unset: only the"
+        " service serves them.",
+    )
     body_limit_bytes: int = Field(
         10_000_000, gt=0, description="Largest request body in bytes; a larger one is refused with 413."
+    )
+    body_timeout_s: Seconds = Field(
+        60.0, description="Seconds that a request body may take to come; a slower one is refused with 408."
     )
     ready_timeout_s: Seconds = Field(
         2.0, description="Seconds that `/ready` waits for each dependency before it counts as failed."
     )
+
+    @field_validator("root_path")
+    @classmethod
+    def check_root_path(cls, value: str) -> str:
+        """Refuse what a proxy and a browser could read in more than one way."""
+        if not ROOT_PATH.fullmatch(value):
+            raise ValueError("must be like /myapi: a slash in front, none behind, and no unusual letters")
+        return value
+
+    @field_validator("static_dir")
+    @classmethod
+    def check_static_dir(cls, value: Path | None) -> Path | None:
+        """Refuse a folder that depends on where the process was started."""
+        if value is not None and not value.is_absolute():
+            raise ValueError("must be an absolute path")
+        return value
 
     @property
     def log_json(self) -> bool:

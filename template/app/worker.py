@@ -52,10 +52,12 @@ class AppServer(Server):
 class AppWorker(UvicornWorker):
     """Tells the service manager when it can serve, keeps its heartbeat while it drains, and never outlives its master."""
 
-    # RequestContext writes a better access line.
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         **UvicornWorker.CONFIG_KWARGS,
+        # RequestContext writes a better access line.
         "access_log": False,
+        # app.middleware.Forwarded reads them more carefully.
+        "proxy_headers": False,
         "server_header": False,
     }
 

@@ -40,6 +40,8 @@ def default(field: FieldInfo) -> str:
         return value.get_secret_value()
     if isinstance(value, tuple):
         return ", ".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

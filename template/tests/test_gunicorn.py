@@ -17,6 +17,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from app.static import static_path
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -125,6 +127,10 @@ def test_a_whole_run_from_the_first_line_to_the_last(tmp_path: Path, start: Call
     assert {path.name for path in sockets} == {"app.sock", "notify"}, "gunicorn takes commands"
     believed = gunicorn.get("/seen", **{"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"})
     assert believed.json() == {"client": "203.0.113.7", "scheme": "https"}
+    several = gunicorn.get("/seen", **{"X-Forwarded-For": "6.6.6.6, 203.0.113.7"})
+    assert several.json()["client"] == "203.0.113.7", "a client may say who it is"
+    spoofed = {"X-Real-IP": "6.6.6.6", "Forwarded": "for=6.6.6.6", "X_Forwarded_For": "6.6.6.6"}
+    assert gunicorn.get("/seen", **spoofed).json() == {"client": None, "scheme": "http"}
 
     with ThreadPoolExecutor() as threads:
         slow = threads.submit(gunicorn.get, "/sleep?seconds=2")
@@ -226,6 +232,34 @@ def test_nobody_is_believed_over_tcp(start: Callable[..., Gunicorn]) -> None:
     answer = seen()
     assert answer is not None
     assert answer.json() == {"client": "127.0.0.1", "scheme": "http"}
+
+
+def test_a_client_is_limited_whatever_it_says_about_itself(start: Callable[..., Gunicorn]) -> None:
+    gunicorn = start(APP_RATE_LIMIT="2/hour")
+    wait_for(gunicorn.ready)
+
+    def ask(forwarded_for: str) -> int:
+        return gunicorn.get("/seen", **{"X-Forwarded-For": forwarded_for}).status_code
+
+    assert [ask(f"6.6.6.{number}, 203.0.113.7") for number in range(3)] == [200, 200, 429]
+    assert ask("203.0.113.8") == 200
+
+
+def test_static_files_are_published_before_there_are_workers(
+    tmp_path: Path, start: Callable[..., Gunicorn]
+) -> None:
+    gunicorn = start(APP_STATIC_DIR=str(tmp_path / "published"), WEB_CONCURRENCY="2")
+    wait_for(gunicorn.ready)
+    published = [path for path in tmp_path.glob("published/*/*") if path.is_file()]
+    assert [f"/static/{path.parent.name}/{path.name}" for path in published] == [static_path("favicon.svg")]
+    assert gunicorn.get(static_path("favicon.svg")).content == published[0].read_bytes()
+
+
+def test_a_folder_that_takes_no_files_stops_nothing(start: Callable[..., Gunicorn]) -> None:
+    gunicorn = start(APP_STATIC_DIR="/proc/nowhere/static", WEB_CONCURRENCY="2")
+    wait_for(gunicorn.ready)
+    assert gunicorn.events().count("static_not_published") == 1
+    assert gunicorn.get(static_path("favicon.svg")).status_code == 200
 
 
 def test_an_application_that_cannot_be_imported_ends_with_json_too(tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
-"""Request ids, access lines, host names and the body limit."""
+"""Request ids, access lines, who the client is, the root path, headers, host names and the limits of a body."""
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import httpx2
 import pytest
-from fastapi import APIRouter, FastAPI, Request, WebSocket
+from fastapi import APIRouter, FastAPI, Request, Response, WebSocket
+from fastapi.responses import StreamingResponse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from app.main import Settings, create_app
+from app.middleware import Forwarded
 from app.settings import load
 from tests.conftest import LogLines, client_of
 
@@ -17,7 +22,12 @@ from tests.conftest import LogLines, client_of
 def app(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     """The application with a few routes to call, and a limit that is quickly reached."""
     monkeypatch.setenv("APP_BODY_LIMIT_BYTES", "1000000")
-    app = create_app(load(Settings))
+    monkeypatch.setenv("APP_BODY_TIMEOUT_S", "0.5")
+    return extended(create_app(load(Settings)))
+
+
+def extended(app: FastAPI) -> FastAPI:
+    """Add the routes."""
     router = APIRouter(prefix="/things")
 
     @router.get("/{number}")
@@ -43,8 +53,188 @@ def app(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
         await socket.accept()
         raise ValueError
 
+    @app.get("/seen")
+    async def seen(request: Request) -> dict[str, str | None]:
+        client = request.client.host if request.client else None
+        return {
+            "client": client,
+            "url": str(request.url),
+            "there": str(request.url_for("read_thing", number=1)),
+        }
+
+    @app.get("/slash/")
+    async def slash() -> None: ...
+
+    @app.get("/slow-parts")
+    async def slow_parts() -> StreamingResponse:
+        async def parts() -> AsyncGenerator[str]:
+            yield "first "
+            await asyncio.sleep(0.8)
+            yield "last"
+
+        return StreamingResponse(parts())
+
+    @app.get("/events")
+    async def events() -> StreamingResponse:
+        return StreamingResponse(iter(["data: 1"]), media_type="text/event-stream")
+
+    @app.get("/tagged")
+    async def tagged(response: Response) -> None:
+        response.headers["ETag"] = '"1"'
+
+    @app.get("/own")
+    async def own(response: Response) -> None:
+        response.headers["Cache-Control"] = "public, max-age=60, s-maxage=600"
+        response.headers["Content-Security-Policy"] = "default-src 'self'"
+        response.headers["Referrer-Policy"] = "origin"
+
+    @app.get("/crash")
+    async def crash_at_once() -> None:
+        raise ValueError
+
     app.include_router(router, prefix="/api")
     return app
+
+
+SECURITY = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/api/things/7", 200), ("/nowhere", 404), ("/api/things/x", 422), ("/crash", 500), ("/health", 200)],
+)
+async def test_every_answer_has_the_security_headers_once(
+    client: httpx2.AsyncClient, path: str, status: int
+) -> None:
+    answer = await client.get(path)
+    assert answer.status_code == status
+    for name, value in SECURITY.items():
+        assert answer.headers.get_list(name) == [value]
+
+
+async def test_a_refusal_has_the_security_headers_too(client: httpx2.AsyncClient) -> None:
+    for answer in (
+        await client.get("/seen", headers={"Host": "evil.test"}),
+        await client.post("/length", content=b"x" * 1_100_000),
+        await client.put("/seen"),
+    ):
+        assert answer.status_code in {400, 405, 413}
+        assert SECURITY.items() <= dict(answer.headers).items()
+
+
+async def test_a_route_may_say_otherwise(client: httpx2.AsyncClient) -> None:
+    answer = await client.get("/own")
+    assert answer.headers.get_list("cache-control") == ["public, max-age=60, s-maxage=600"]
+    assert answer.headers.get_list("content-security-policy") == ["default-src 'self'"]
+    assert answer.headers.get_list("referrer-policy") == ["origin"]
+    assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+
+
+async def test_an_answer_with_an_etag_may_be_kept_by_its_client_and_revalidated(
+    client: httpx2.AsyncClient,
+) -> None:
+    assert (await client.get("/tagged")).headers["cache-control"] == "private, no-cache"
+
+
+SPOOFED = {
+    "Forwarded": "for=6.6.6.6;host=evil.test;proto=http",
+    "X_Forwarded_For": "6.6.6.6",
+    "X-Client-IP": "6.6.6.6",
+    "X-Forwarded-Host": "evil.test",
+    "X-Forwarded-Port": "666",
+    "X-Forwarded-Prefix": "/evil",
+    "X-Forwarded-Server": "evil.test",
+    "X-Original-URL": "/evil",
+    "X-Real-IP": "6.6.6.6",
+    "X-Rewrite-URL": "/evil",
+    "X-Script-Name": "/evil",
+    "X-User-ID": "6",
+    "True-Client-IP": "6.6.6.6",
+}
+
+
+async def test_nobody_can_say_who_they_are_or_what_they_asked_for(client: httpx2.AsyncClient) -> None:
+    believed_from_the_proxy = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "https"}
+    answer = await client.get("/seen", headers=SPOOFED | believed_from_the_proxy)
+    assert answer.json() == {
+        "client": "127.0.0.1",
+        "url": "http://localhost/seen",
+        "there": "http://localhost/api/things/1",
+    }
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize(
+    ("headers", "client", "scheme"),
+    [
+        ([], None, "http"),
+        ([("x-forwarded-for", "192.0.2.1"), ("x-forwarded-proto", "https")], "192.0.2.1", "https"),
+        ([("x-forwarded-for", "6.6.6.6, 192.0.2.1")], "192.0.2.1", "http"),
+        ([("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "2001:db8::1")], "2001:db8::1", "http"),
+        ([("x-forwarded-for", "6.6.6.6,")], None, "http"),
+        ([("x-forwarded-proto", "javascript")], None, "http"),
+        ([("x-forwarded-proto", "https"), ("x-forwarded-proto", "http")], None, "http"),
+        ([(name.lower(), value) for name, value in SPOOFED.items()], None, "http"),
+    ],
+)
+async def test_over_the_unix_socket_only_the_proxys_own_words_are_believed(
+    kind: str, headers: list[tuple[str, str]], client: str | None, scheme: str
+) -> None:
+    seen: dict[str, Any] = {}
+
+    async def inner(scope: Any, _receive: object, _send: object) -> None:
+        seen.update(scope)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers]
+    begun = "http" if kind == "http" else "ws"
+    scope = {"type": kind, "server": ("/run/app.sock", None), "client": None, "scheme": begun, "headers": raw}
+    await Forwarded(inner)(scope, None, None)  # type: ignore[arg-type]
+    assert seen["client"] == ((client, 0) if client else None)
+    assert seen["scheme"] == (scheme if kind == "http" else scheme.replace("http", "ws"))
+
+
+@pytest.mark.parametrize("in_front", ["", "/my/api"])
+async def test_a_path_in_front_may_be_kept_by_the_proxy_or_stripped(
+    monkeypatch: pytest.MonkeyPatch, log_lines: LogLines, in_front: str
+) -> None:
+    monkeypatch.setenv("APP_ROOT_PATH", "/my/api")
+    monkeypatch.setenv("APP_LOG_FORMAT", "json")
+    async with client_of(extended(create_app(load(Settings)))) as client:
+        seen = (await client.get(f"{in_front}/seen?a=1")).json()
+        assert seen["url"] == "http://localhost/my/api/seen?a=1"
+        assert seen["there"] == "http://localhost/my/api/api/things/1"
+        redirect = await client.get(f"{in_front}/slash?a=1")
+        assert redirect.headers["location"] == "http://localhost/my/api/slash/?a=1"
+        assert (await client.get(f"{in_front}/openapi.json")).json()["servers"] == [{"url": "/my/api"}]
+        assert (await client.get(f"{in_front}/nowhere")).status_code == 404
+        # Supervisors ask on the socket, where there is no path in front and no name.
+        for probe in ("/health", "/ready"):
+            assert (await client.get(probe, headers={"Host": "10.0.0.1"})).status_code == 200
+            assert (await client.get(f"/my/api{probe}")).status_code == 200
+    paths = {line["path"] for line in log_lines() if line["logger"] == "app.access"}
+    assert all(path.startswith("/my/api/") for path in paths)
+
+
+async def test_a_path_that_only_begins_alike_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setenv("APP_ROOT_PATH", "/my")
+    app = create_app(load(Settings))
+
+    @app.get("/my-own")
+    async def own(request: Request) -> str:
+        return request.url.path
+
+    async with client_of(app) as client:
+        assert (await client.get("/my-own")).json() == "/my/my-own"
+        assert (await client.get("/my/docs")).status_code == 200
+        assert (await client.get("/mydocs")).status_code == 404
+        assert (await client.get("/my")).status_code == 404
 
 
 @pytest.mark.parametrize("good", ["0123456789abcdef0123456789abcdef", "12345678", "a_-B" * 16])
@@ -172,3 +362,43 @@ async def test_a_body_over_the_limit_is_refused(
 
 async def test_a_body_at_the_limit_is_accepted(client: httpx2.AsyncClient) -> None:
     assert (await client.post("/length", content=b"x" * 1_000_000)).json() == 1_000_000
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 30.0])
+async def test_a_body_that_comes_too_slowly_is_refused(pause_s: float, client: httpx2.AsyncClient) -> None:
+    async def parts() -> AsyncGenerator[bytes]:
+        yield b"x"
+        await asyncio.sleep(pause_s)
+        yield b"x"
+
+    started = time.monotonic()
+    answer = await client.post("/length", content=parts())
+    assert answer.status_code == (408 if pause_s else 200)
+    if pause_s:
+        assert answer.json()["detail"] == "The request body did not come within 0.5 seconds."
+        assert time.monotonic() - started < pause_s
+
+
+async def test_an_answer_may_take_longer_than_a_body(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/slow-parts")).text == "first last"
+
+
+async def test_no_proxy_holds_events_back(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/events")).headers["x-accel-buffering"] == "no"
+    assert "x-accel-buffering" not in (await client.get("/slow-parts")).headers
+
+
+async def test_a_client_that_goes_while_it_sends_is_no_crash(app: FastAPI, log_lines: LogLines) -> None:
+    messages = [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
+    sent = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/length", "headers": [(b"host", b"localhost")]}
+    await app(scope | {"query_string": b"", "server": None, "client": None}, receive, send)
+    assert sent[0]["status"] == 400
+    assert [line["event"] for line in log_lines()] == ["request"]

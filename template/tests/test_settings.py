@@ -97,11 +97,13 @@ def test_in_development_a_mistake_is_readable(
 
 
 def test_an_empty_variable_is_as_good_as_none(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("APP_RATE_LIMIT")
+    unset = load(Settings)
     for _, group in settings_groups(Settings):
         for name, field in group.model_fields.items():
             if not field.is_required() and name not in {"environment", "url"}:
                 monkeypatch.setenv(group.variable(name), "")
-    assert load(Settings) == settings
+    assert load(Settings) == unset
 
 
 def test_every_variable_is_described() -> None:
@@ -136,6 +138,29 @@ def test_make_settings_writes_both_files(tmp_path: Path, monkeypatch: pytest.Mon
 def test_development_listens_anywhere(settings: Settings, monkeypatch: pytest.MonkeyPatch, bind: str) -> None:
     monkeypatch.setenv("SERVER_BIND", bind)
     assert load(Settings).server.bind == bind
+
+
+@pytest.mark.parametrize("path", ["/myapi", "/my/api-2", "/~me/v1.0"])
+def test_a_root_path_is_accepted(settings: Settings, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setenv("APP_ROOT_PATH", path)
+    assert load(Settings).app.root_path == path
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "myapi", "/myapi/", "//evil.test", "/../x", "/a/./b", "/a b", "/a%20b", "/a?b", "/ä"]
+)
+def test_what_is_no_clean_root_path_is_refused(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("APP_ROOT_PATH", path)
+    assert mistakes()["APP_ROOT_PATH"].startswith("must be like /myapi")
+
+
+def test_a_folder_for_static_files_is_absolute(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APP_STATIC_DIR", "static")
+    assert mistakes() == {"APP_STATIC_DIR": "must be an absolute path"}
+    monkeypatch.setenv("APP_STATIC_DIR", "/var/lib/service/static")
+    assert load(Settings).app.static_dir == Path("/var/lib/service/static")
 
 
 @pytest.mark.parametrize("bind", ["unix:", "8000", "host:port", "host:8000:1"])
