@@ -14,7 +14,7 @@ follow() {
         # Certificate and key are replaced one after the other: what does not fit yet is tried again.
         if nginx -q -t -c "$configuration" && nginx -c "$configuration" -s reload; then
             served=$found
-            echo "nginx.sh: reloaded, the certificate changed"
+            echo "nginx.sh: reloaded, the certificate changed" >&2
         fi
     done
 }
