@@ -12,7 +12,17 @@ from tests.combinations import Answers, choices, combinations, files, render, ro
 
 # The questions that change what runs; the others change files that describe or deploy it.
 AXES = ("database", "cache")
-CODE = ("app/", "migrations/", "scripts/", "tests/", "gunicorn_conf.py", "requirements")
+# The file in which the proxy decides one default.
+LIMITS = "app/limits.py"
+CODE = (
+    "app/",
+    "migrations/",
+    "scripts/",
+    "static/",
+    "tests/",
+    "gunicorn_conf.py",
+    "requirements",
+)
 SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
 SCENARIO = Path(__file__).parent / "scenarios" / "service.py"
 
@@ -66,7 +76,12 @@ def test_no_other_question_changes_what_runs(template: Path, tmp_path: Path) -> 
     for question, values in choices().items():
         for value in values[1:]:
             project = render(template, tmp_path / f"{question}-{value}", **{question: value})
-            assert (code_of(project) != usual) == (question in AXES), f"{question}: {value}"
+            code = code_of(project)
+            if question == "proxy":
+                (line,) = set(code[LIMITS].splitlines()) - set(usual[LIMITS].splitlines())
+                assert line.strip() == b'"100/second",'
+                code[LIMITS] = usual[LIMITS]
+            assert (code != usual) == (question in AXES), f"{question}: {value}"
 
 
 @pytest.mark.slow
@@ -78,7 +93,9 @@ def test_an_app_passes_its_own_checks_and_a_whole_run(
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    project = render(template, tmp_path / "project", **answers)
+    # In turn with the databases and with the caches.
+    proxy = choices()["proxy"][(number + number // 2) % 2]
+    project = render(template, tmp_path / "project", proxy=proxy, **answers)
     # In turn, so that every supported Python of this machine runs some app.
     python = interpreters()[number % len(interpreters())]
 

@@ -143,7 +143,7 @@ def test_proxy_and_app_accept_bodies_of_the_same_size(project: Path) -> None:
         r"^#APP_BODY_LIMIT_BYTES=(\d+)$", (project / ".env.example").read_text(), re.M
     )
     assert limit
-    files = [project / "deploy" / name for name in ("nginx-https.conf", "Caddyfile")]
+    files = [project / "deploy" / name for name in ("nginx-https.conf", "site.caddy")]
     text = next(file for file in files if file.exists()).read_text()
     sizes = re.findall(r"(?:client_max_body_size|max_size) (\d+)(MB)?\b", text)
     assert [int(number) * (10**6 if unit else 1) for number, unit in sizes] == [int(limit[1])]
@@ -205,7 +205,8 @@ def test_a_release_is_named_after_the_commit_of_its_image(
 def test_an_old_engine_is_known_by_its_version(
     least: str, version: str, enough: bool, with_images: Path
 ) -> None:
-    says = shell(with_images, 'at_least "$1" "$2" && echo yes || echo no', least, version)
+    find = 'eval "$(grep "^at_least()" deploy/deploy.sh)"'
+    says = shell(with_images, f'{find}; at_least "$1" "$2" && echo yes || echo no', least, version)
     assert says == ("yes\n" if enough else "no\n")
 
 

@@ -220,7 +220,7 @@ def exposed(project: Path) -> Iterator[str]:
         yield "data: is not internal"
     for name, service in services(project).items():
         inside = name in APP | SERVERS
-        if service.get("networks") != ["data" if inside else "edge"]:
+        if service.get("networks") != ["data" if inside else "front"]:
             yield f"{name}: is on {service.get('networks')}"
         if ("ports" in service) != (name == "proxy"):
             yield f"{name}: publishes {service.get('ports')}"
@@ -481,7 +481,7 @@ def test_a_developer_needs_no_file_of_a_server(project: Path) -> None:
         (unconfined, "compose.yaml", "pids_limit: 128", "pid: host", "proxy: has pid"),
         (unconfined, "compose.yaml", "source: ./live\n", "source: /run/docker.sock\n", "commands"),
         (exposed, "compose.yaml", "{internal: true}", "{internal: false}", "data: is not"),
-        (exposed, "compose.yaml", "networks: [edge]", "networks: [edge, data]", "proxy: is on"),
+        (exposed, "compose.yaml", "networks: [front]", "networks: [front, data]", "proxy: is on"),
         (exposed, "compose.yaml", "shm_size: 256m", "ports: ['5432:5432']", "postgres: publishes"),
         (telling, "compose.yaml", "shm_size: 256m", "env_file: .env", "makes variables"),
         (telling, "compose.yaml", "_PASSWORD_FILE: /run/secrets/p", "_PASSWORD: p", "is a secret"),

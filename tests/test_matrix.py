@@ -18,12 +18,14 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         .copier-answers.yml .editorconfig .env.example .gitignore .pre-commit-config.yaml
         .python-version Makefile README.md gunicorn_conf.py pyproject.toml requirements-dev.txt
         requirements.txt
-        app/__init__.py app/errors.py app/health.py app/logs.py app/main.py app/middleware.py
-        app/server.py app/settings.py app/worker.py
+        app/__init__.py app/docs.py app/errors.py app/health.py app/limits.py app/logs.py
+        app/main.py app/middleware.py app/server.py app/settings.py app/static.py app/worker.py
         scripts/document_settings.py scripts/preflight.py
-        tests/conftest.py tests/slow_app.py tests/test_errors.py tests/test_gunicorn.py
-        tests/test_health.py tests/test_logs.py tests/test_main.py tests/test_middleware.py
-        tests/test_openapi.py tests/test_server.py tests/test_settings.py
+        static/favicon.svg
+        tests/conftest.py tests/slow_app.py tests/test_docs.py tests/test_errors.py
+        tests/test_gunicorn.py tests/test_health.py tests/test_limits.py tests/test_logs.py
+        tests/test_main.py tests/test_middleware.py tests/test_openapi.py tests/test_server.py
+        tests/test_settings.py tests/test_static.py
         """,
     ),
     (
@@ -67,11 +69,20 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
     ),
     (
         {},
-        "deploy/app.service deploy/deploy.sh deploy/smoke.txt deploy/uv.txt",
+        """
+        deploy/app.service deploy/deploy.sh deploy/smoke.txt deploy/trusted-proxies.txt
+        deploy/uv.txt
+        """,
     ),
     ({"database": {"postgresql", "sqlite"}}, "deploy/backup.service deploy/backup.timer"),
-    ({"proxy": {"nginx"}}, "deploy/nginx-http.conf deploy/nginx-https.conf"),
-    ({"proxy": {"caddy"}}, "deploy/Caddyfile"),
+    (
+        {"proxy": {"nginx"}},
+        """
+        deploy/nginx-default-http.conf deploy/nginx-default-https.conf
+        deploy/nginx-http.conf deploy/nginx-https.conf
+        """,
+    ),
+    ({"proxy": {"caddy"}}, "deploy/Caddyfile deploy/site.caddy"),
     (
         {"deployment": {"systemd"}},
         "deploy/app@.service deploy/journald.conf deploy/offline.conf deploy/systemd.sh",
@@ -81,7 +92,7 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         {"deployment": {"docker"}},
         """
         .dockerignore Dockerfile compose.dev.yaml compose.yaml deploy/docker.sh
-        deploy/outbound.yaml scripts/healthcheck.py tests/test_healthcheck.py
+        deploy/ipv6.yaml deploy/outbound.yaml scripts/healthcheck.py tests/test_healthcheck.py
         """,
     ),
     (

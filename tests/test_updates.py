@@ -45,7 +45,7 @@ OLDER = [
         "    app.include_router(health.router)",
         "    app.include_router(health.route)",
     ),
-    ("app/main.py", "from app import errors,{}", "from app import{}"),
+    ("app/main.py", "from app import docs, errors,{}", "from app import docs,{}"),
     ("app/settings.py", "def load(groups{}", "def load_all(groups{}"),
     ("app/settings.py", "class ServiceSettings({}", "class OwnSettings({}"),
     ("gunicorn_conf.py", "timeout = {}", "timeout = 60 or {}"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.live.machine import Machine
 from tests.live.project import SLUG
-from tests.live.target import Row, Target
+from tests.live.target import Row, Target, quickened
 
 COMPOSE = f"cd /srv/{SLUG} && docker compose"
 USER = 10001
@@ -93,7 +93,7 @@ class Docker(Target):
     def quicken_caddy(self) -> None:
         path = f"/srv/{SLUG}/proxy/Caddyfile"
         text = self.machine.read(path)
-        self.machine.run(f"cat >{path}", text="{\n\trenew_interval 5s\n}\n" + text)
+        self.machine.run(f"cat >{path}", text=quickened(text))
         # It looks as often as when it was started, whatever it reads later.
         self.machine.run(f"{COMPOSE} restart proxy && {COMPOSE} up --detach --no-deps --wait proxy")
         self.machine.run(f"cat >{path}", text=text)

@@ -313,6 +313,7 @@ class Machine:
         self.folder = numbers / str(taken)
         self.root = self.folder / "root"
         self.host, self.gateway = f"10.214.{taken}.2", f"10.214.{taken}.1"
+        self.host6, self.gateway6 = f"fd00:214:{taken}::2", f"fd00:214:{taken}::1"
         self.folder.mkdir()
         self.cleanup.callback(self._give_back, taken)
 
@@ -350,8 +351,11 @@ class Machine:
         call("ip", "netns", "add", inside)
         call("ip", "link", "add", outside, "type", "veth", "peer", "name", "host0", "netns", inside)
         call("ip", "address", "add", f"{self.gateway}/24", "dev", outside)
+        # Whoever takes a number is alone with it.
+        call("ip", "address", "add", f"{self.gateway6}/64", "dev", outside, "nodad")
         call("ip", "link", "set", outside, "up")
         call("ip", "-n", inside, "address", "add", f"{self.host}/24", "dev", "host0")
+        call("ip", "-n", inside, "address", "add", f"{self.host6}/64", "dev", "host0", "nodad")
         for device in ("host0", "lo"):
             call("ip", "-n", inside, "link", "set", device, "up")
         call("ip", "-n", inside, "route", "add", "default", "via", self.gateway)

@@ -204,6 +204,13 @@ class Project:
         anchor = "    # Add fields here, then run `make settings`;"
         self._edit("app/settings.py", anchor, before=f"    {declared}\n")
 
+    def unlimited(self) -> None:
+        """Have the proxy bear more from one address than it would."""
+        path = self.folder / "deploy/nginx-https.conf"
+        if path.exists():
+            path.write_text(path.read_text().replace("rate=100r/s", "rate=10000r/s"))
+            commit(self.folder)
+
     def first_commands(self) -> list[list[str]]:
         """What the README says to type for a bare server: arguments of deploy.sh."""
         chapter = (self.folder / "README.md").read_text().partition("### The server\n")[2]

@@ -144,6 +144,8 @@ def bring_up(r: Rehearsal) -> None:
     other = r.row.kind == "full" and r.target.shared
     if other:
         start_other_site(r)
+    if SOAK:
+        r.project.unlimited()
     outcome = r.operator.deploy("--dry-run", "setup")
     assert "would" in outcome.out, f"a dry run says what is missing\n{outcome}"
     assert not (r.machine.root / "srv" / SLUG / "deploy").exists(), "a dry run changed something"
@@ -167,8 +169,10 @@ def bring_up(r: Rehearsal) -> None:
     secrets = r.target.first_secrets()
     r.operator.deploy("config", "-", stdin=f"{secrets}SIGNING_SALT={CANARY}\n")
     # Long enough for the stream, and no longer.
+    # All of the load comes from one address.
     r.operator.deploy(
-        "config", "SERVER_WORKER_TIMEOUT_S=6", "SERVER_DRAIN_S=10", *r.target.settings
+        *("config", "SERVER_WORKER_TIMEOUT_S=6", "SERVER_DRAIN_S=10", "APP_RATE_LIMIT=off"),
+        *r.target.settings,
     )
     r.operator.deploy("restart")
 

@@ -1,7 +1,7 @@
 """The service as two instances of a systemd unit."""
 
 from tests.live.project import CANARY, SLUG
-from tests.live.target import Target
+from tests.live.target import Target, quickened
 
 
 class Systemd(Target):
@@ -49,8 +49,7 @@ class Systemd(Target):
 
     def quicken_caddy(self) -> None:
         main = "/etc/caddy/Caddyfile"
-        settings = "{\n\trenew_interval 5s\n}\n"
-        self.machine.run(f"cat >{main}", text=settings + self.machine.read(main))
+        self.machine.run(f"cat >{main}", text=quickened(self.machine.read(main)))
         self.machine.run("systemctl reload caddy")
 
     def renew(self) -> None:
