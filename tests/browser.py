@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-WITHIN_S = 30
+WITHIN_S = 30.0
 NOTE_VIOLATIONS = """
 window.violations = [];
 addEventListener("securitypolicyviolation", event => violations.push(
@@ -51,16 +51,22 @@ def browser(*, resolve: str = "", ignore_https_errors: bool = False) -> Iterator
         opened.quit()
 
 
-def check_docs(url: str, *, resolve: str = "", ignore_https_errors: bool = False) -> None:
+def check_docs(
+    url: str,
+    *,
+    resolve: str = "",
+    ignore_https_errors: bool = False,
+    within_s: float = WITHIN_S,
+) -> None:
     """Check the documentation at `url`: it shows the operations, and a GET can be tried out.
 
     Fails on an error in the console, on anything that the content policy kept out, and on a request
-    to another host than the service's own.
+    to another host than the service's own. The page has `within_s` seconds to show its operations.
     """
     with browser(resolve=resolve, ignore_https_errors=ignore_https_errors) as page:
         page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": NOTE_VIOLATIONS})
         page.get(url)
-        shown = wait(page, ".opblock")
+        shown = wait(page, ".opblock", within_s=within_s)
         api = page.execute_script("return ui.specSelectors.specJson().toJS()")
         declared = sum(len(operations) for operations in api["paths"].values())
         assert len(shown) == declared, f"{len(shown)} of {declared} operations are shown"
@@ -87,7 +93,12 @@ def try_out(page: Chrome, operation: WebElement) -> tuple[str, str]:
 
 
 def wait(
-    page: Chrome, selector: str, inside: WebElement | None = None, *, text: str = ""
+    page: Chrome,
+    selector: str,
+    inside: WebElement | None = None,
+    *,
+    text: str = "",
+    within_s: float = WITHIN_S,
 ) -> list[WebElement]:
     """Wait for elements to be shown, and for the first to have a text like `text`; return them."""
 
@@ -97,7 +108,7 @@ def wait(
         visible = [element for element in found if element.is_displayed()]
         return visible if visible and re.search(text, visible[0].text) else []
 
-    waiting = WebDriverWait(page, WITHIN_S, ignored_exceptions=[StaleElementReferenceException])
+    waiting = WebDriverWait(page, within_s, ignored_exceptions=[StaleElementReferenceException])
     try:
         return waiting.until(shown)
     except TimeoutException:
