@@ -123,6 +123,7 @@ def violations(page: Chrome) -> list[str]:
 
 def errors(page: Chrome) -> list[str]:
     """What the content policy kept out, and what the console calls an error since the last call."""
+    # Selenium has no types for its logs.
     lines = page.get_log("browser")  # type: ignore[no-untyped-call]
     return [*violations(page), *(line["message"] for line in lines if line["level"] == "SEVERE")]
 

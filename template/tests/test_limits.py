@@ -37,6 +37,7 @@ def app(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
 
 def asking_from(app: FastAPI, address: str | None) -> httpx2.AsyncClient:
     """Return a client with an address, or one that comes over the unix socket itself."""
+    # A unix socket has no client, which the transport's type does not foresee.
     transport = httpx2.ASGITransport(app, client=(address, 1) if address else None)  # type: ignore[arg-type]
     return httpx2.AsyncClient(transport=transport, base_url="http://localhost")
 

@@ -193,6 +193,7 @@ async def test_over_the_unix_socket_only_the_proxys_own_words_are_believed(
     raw = [(name.encode(), value.encode()) for name, value in headers]
     begun = "http" if kind == "http" else "ws"
     scope = {"type": kind, "server": ("/run/app.sock", None), "client": None, "scheme": begun, "headers": raw}
+    # It calls neither.
     await Forwarded(inner)(scope, None, None)  # type: ignore[arg-type]
     assert seen["client"] == ((client, 0) if client else None)
     assert seen["scheme"] == (scheme if kind == "http" else scheme.replace("http", "ws"))

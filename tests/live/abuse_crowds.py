@@ -64,6 +64,7 @@ class Crowd:
             )
             if tls:
                 # Nor would TLS.
+                # Only the transport of TLS has it.
                 writer.transport.set_read_buffer_limits(high=1024)  # type: ignore[attr-defined]
             return reader, writer
 

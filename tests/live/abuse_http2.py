@@ -440,6 +440,7 @@ FLOODS: dict[str, Callable[[Site, str], str]] = {
 def attack(site: Site, sources: list[str]) -> dict[str, str]:
     """Try everything; the outcome of each is what came of its variants, without repeating."""
     jobs: list[tuple[str, Callable[[str], str]]] = [
+        # A default binds the name now; mypy cannot infer such a lambda.
         (name, lambda source, flooding=flooding: flooding(site, source))  # type: ignore[misc]
         for name, flooding in FLOODS.items()
     ]

@@ -119,6 +119,7 @@ def attack(site: Site, sources: list[str]) -> dict[str, str]:
         "HTTP without TLS on port 443": f"GET / HTTP/1.1\r\nHost: {site.domain}\r\n\r\n".encode(),
     }
     jobs: dict[str, Callable[[], str]] = {
+        # A default binds the name now; mypy cannot infer such a lambda.
         name: lambda sent=sent: told(site, sources[0], sent)  # type: ignore[misc]
         for name, sent in tries.items()
     }
