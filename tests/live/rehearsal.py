@@ -30,10 +30,10 @@ from tests.live.project import (
 )
 from tests.live.target import Row, Target
 
-REQUESTS = int(os.environ.get("LIVE_REQUESTS", "3000"))
+REQUESTS = int(os.environ.get("LIVE_REQUESTS", "1500"))
 # A short test spreads over the rows what a long one does on each.
 SOAK = REQUESTS > 10_000
-RATE = 100 if SOAK else 20
+RATE = 100 if SOAK else 10
 # How near to a switch a request is that may have felt it.
 AROUND_S = 0.5
 CA = "/etc/ssl/acme-ca.pem"
