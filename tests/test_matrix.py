@@ -19,7 +19,7 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         .python-version Makefile README.md gunicorn_conf.py pyproject.toml requirements-dev.txt
         requirements.txt
         app/__init__.py app/docs.py app/errors.py app/health.py app/limits.py app/logs.py
-        app/main.py app/middleware.py app/server.py app/settings.py app/static.py app/worker.py
+        app/main.py app/metrics.py app/middleware.py app/server.py app/settings.py app/static.py app/worker.py
         scripts/document_settings.py scripts/preflight.py
         static/favicon.svg
         tests/conftest.py tests/slow_app.py tests/test_docs.py tests/test_errors.py

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import metrics
 from app.errors import problem, route_template
 
 log = structlog.get_logger(__name__)
@@ -120,9 +121,14 @@ class RequestContext:
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
+            metrics.IN_FLIGHT.inc()
             try:
                 await self.app(scope, receive, send_with_id)
             finally:
+                metrics.IN_FLIGHT.dec()
+                if scope["type"] == "http":
+                    seconds = time.perf_counter() - started
+                    metrics.observe_request(scope["method"], route_template(scope), status or 500, seconds)
                 probe = scope["path"] in PROBES
                 client = scope.get("client")
                 (access_log.debug if probe else access_log.info)(

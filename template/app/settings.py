@@ -16,6 +16,7 @@ from app import logs
 
 T = TypeVar("T")
 
+METRICS_SOCKET = "metrics.sock"
 BIND = re.compile(r"unix:.+|[^:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
 # No segment begins with a dot, so none of them leads elsewhere.
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
@@ -151,6 +152,8 @@ class AppSettings(EnvSettings):
     ready_timeout_s: Seconds = Field(
         2.0, description="Seconds that `/ready` waits for each dependency before it counts as failed."
     )
+    release: str = Field("", description="Release that runs, as metrics name it; a deployment sets it.")
+    slot: str = Field("", description="Slot that it runs in, as metrics name it; a deployment sets it.")
 
     @field_validator("root_path")
     @classmethod
@@ -227,7 +230,15 @@ class ServerSettings(EnvSettings):
             raise ValueError("must be unix:/path/to/socket, or host:port in development")
         if info.data.get("environment") is Environment.PRODUCTION and not value.startswith("unix:"):
             raise ValueError("must be unix:/path/to/socket in production, where only the proxy may connect")
+        if Path(value).name == METRICS_SOCKET:
+            raise ValueError(f"must have another name, for metrics are served at {METRICS_SOCKET} beside it")
         return value
+
+    @property
+    def metrics_socket(self) -> Path | None:
+        """Where metrics are served: beside the socket of the service, None where it has none."""
+        name = self.bind.removeprefix("unix:")
+        return Path(name).with_name(METRICS_SOCKET) if name != self.bind else None
 
 
 class ServiceSettings(EnvSettings):

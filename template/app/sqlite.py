@@ -63,6 +63,11 @@ class DbSettings(EnvSettings):
             raise ValueError("names a file in a folder that does not exist")
         return SecretStr(url.set(drivername="sqlite+aiosqlite").render_as_string())
 
+    @property
+    def connections_per_worker(self) -> int:
+        """The most connections that one worker opens: those for reading, and the one for writing."""
+        return self.pool_size + 1
+
 
 def create_engines(settings: DbSettings) -> tuple[AsyncEngine, AsyncEngine]:
     """Return an engine for reading and one, of a single connection, for writing."""

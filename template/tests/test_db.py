@@ -1,5 +1,7 @@
 """Transactions, readiness, and a database that is away."""
 
+from dataclasses import replace
+
 import httpx2
 import pytest
 from alembic import command
@@ -75,7 +77,7 @@ async def test_ready_with_a_newer_schema_but_not_with_an_older(
         async with db.writer.begin() as connection:
             await connection.execute(text("UPDATE alembic_version SET version_num = 'from_a_newer_one'"))
         assert (await client.get("/ready")).status_code == 200
-        older = Db(db.reader, db.writer, db.revisions | {"from_a_newer_one"}, "the_newest")
+        older = replace(db, revisions=db.revisions | {"from_a_newer_one"}, head="the_newest")
         with pytest.raises(Exception, match="lacks revision the_newest"):
             await older.check()
 
