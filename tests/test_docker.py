@@ -305,6 +305,8 @@ def unlike(project: Path) -> Iterator[str]:
     blue, green = (services(project)[name] for name in ("blue", "green"))
     blue["volumes"] = str(blue["volumes"]).replace("live/blue", "live/green")
     green["volumes"] = str(green["volumes"])
+    assert blue["environment"]["APP_SLOT"] == "blue"
+    blue["environment"] = blue["environment"] | {"APP_SLOT": "green"}
     for key in blue.keys() | green.keys():
         if blue.get(key) != green.get(key):
             yield f"green: {key} is not blue's"

@@ -70,8 +70,8 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
     (
         {},
         """
-        deploy/app.service deploy/deploy.sh deploy/smoke.txt deploy/trusted-proxies.txt
-        deploy/uv.txt
+        deploy/app.service deploy/deploy.sh deploy/metrics.service deploy/metrics.socket
+        deploy/smoke.txt deploy/trusted-proxies.txt deploy/uv.txt
         """,
     ),
     ({"database": {"postgresql", "sqlite"}}, "deploy/backup.service deploy/backup.timer"),

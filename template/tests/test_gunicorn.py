@@ -52,6 +52,15 @@ class Gunicorn:
         transport = httpx2.HTTPTransport(uds=str(self.socket))
         return httpx2.Client(transport=transport, base_url="http://localhost", timeout=30)
 
+    def scrape(self) -> dict[str, float]:
+        """Return the series that it shows Prometheus, by name and labels."""
+        transport = httpx2.HTTPTransport(uds=str(self.socket.with_name("metrics.sock")))
+        with httpx2.Client(transport=transport, base_url="http://localhost", timeout=30) as client:
+            answer = client.get("/metrics")
+        assert answer.status_code == 200
+        lines = (line.rpartition(" ") for line in answer.text.splitlines() if not line.startswith("#"))
+        return {name: float(figure) for name, _, figure in lines}
+
     def get(self, path: str, **headers: str) -> httpx2.Response:
         """Ask once, on a connection of its own."""
         with self.client() as client:
@@ -124,7 +133,10 @@ def test_a_whole_run_from_the_first_line_to_the_last(tmp_path: Path, start: Call
 
     assert stat.S_IMODE(gunicorn.socket.stat().st_mode) == 0o770, "others may connect"
     sockets = [path for path in tmp_path.rglob("*") if path.is_socket()]
-    assert {path.name for path in sockets} == {"app.sock", "notify"}, "gunicorn takes commands"
+    assert {path.name for path in sockets} == {"app.sock", "metrics.sock", "notify"}, (
+        "gunicorn takes commands"
+    )
+    assert {stat.S_IMODE(path.stat().st_mode) for path in sockets if path.suffix} == {0o770}
     believed = gunicorn.get("/seen", **{"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"})
     assert believed.json() == {"client": "203.0.113.7", "scheme": "https"}
     several = gunicorn.get("/seen", **{"X-Forwarded-For": "6.6.6.6, 203.0.113.7"})
@@ -243,6 +255,47 @@ def test_a_client_is_limited_whatever_it_says_about_itself(start: Callable[..., 
 
     assert [ask(f"6.6.6.{number}, 203.0.113.7") for number in range(3)] == [200, 200, 429]
     assert ask("203.0.113.8") == 200
+
+
+def test_what_workers_counted_stays_when_they_die_and_their_files_do_not(
+    tmp_path: Path, start: Callable[..., Gunicorn]
+) -> None:
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    gunicorn = start(
+        PROMETHEUS_MULTIPROC_DIR=str(folder),
+        WEB_CONCURRENCY="2",
+        APP_SLOT="blue",
+        APP_ENVIRONMENT="production",
+        APP_ALLOWED_HOSTS="localhost",
+    )
+    seen = 'http_request_duration_seconds_count{method="GET",route="/seen",slot="blue",status="200"}'
+    workers, in_flight = 'workers{slot="blue"}', 'http_requests_in_flight{slot="blue"}'
+    wait_for(gunicorn.ready)
+    wait_for(lambda: gunicorn.scrape()[workers] == 2)
+    for _ in range(20):
+        assert gunicorn.get("/seen").status_code == 200
+    assert [gunicorn.scrape()[seen] for _ in range(3)] == [20, 20, 20]
+    assert gunicorn.get("/metrics").status_code == 404
+
+    with ThreadPoolExecutor() as threads:
+        slow = [threads.submit(gunicorn.get, "/sleep?seconds=60") for _ in range(4)]
+        wait_for(lambda: gunicorn.scrape()[in_flight] == 4)
+        for _ in range(2):
+            known = gunicorn.workers()
+            for worker in known[-2:]:
+                os.kill(worker, signal.SIGKILL)
+            wait_for(lambda: len(gunicorn.workers()) == len(known) + 2)  # noqa: B023 - called at once
+            wait_for(gunicorn.ready)
+        assert all(isinstance(request.exception(), httpx2.TransportError) for request in slow)
+    wait_for(lambda: gunicorn.scrape()[workers] == 2)
+    assert gunicorn.scrape()[in_flight] == 0
+    assert gunicorn.scrape()[seen] == 20
+    assert gunicorn.get("/seen").status_code == 200
+    assert [gunicorn.scrape()[seen] for _ in range(3)] == [21, 21, 21]
+    owners = {path.stem.rpartition("_")[2] for path in folder.iterdir()}
+    assert owners == {"ended", str(gunicorn.process.pid), *map(str, gunicorn.workers()[-2:])}
+    assert "metrics_not_kept" not in gunicorn.events()
 
 
 def test_static_files_are_published_before_there_are_workers(
