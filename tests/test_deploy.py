@@ -3,7 +3,11 @@
 import os
 import re
 import shutil
+import socket
+import socketserver
 import subprocess
+import threading
+from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
 
@@ -15,11 +19,13 @@ from tests.combinations import Answers, pairwise, render, row_id
 SLUG = "orders-desk"
 SYSTEMD = [row for row in pairwise() if row["deployment"] == "systemd"]
 DOCKER = [row for row in pairwise() if row["deployment"] == "docker"]
-VERBS = ["setup", "release", "rollback", "restart", "status", "logs", "run", "config"]
+VERBS = ["setup", "release", "rollback", "restart", "status", "logs", "metrics", "run", "config"]
 WITH_DATABASE = ["backup", "restore"]
 
 # By `systemd-analyze security`, in tenths; with and without a network.
 EXPOSURE = {"online": 12, "offline": 6}
+# Of who leads to the metrics; Docker's has to open a socket that is no user's of the server.
+EXPOSURE_OF_METRICS = {"systemd": 7, "docker": 18}
 
 
 def rendered(answers: Answers, template: Path, factory: pytest.TempPathFactory) -> Path:
@@ -231,3 +237,82 @@ def test_the_unit_is_exposed_no_more_than_promised(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Overall exposure level" in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is missing")
+def test_whoever_leads_to_the_metrics_may_do_little_else(
+    project: Path, answers: Answers, tmp_path: Path
+) -> None:
+    units = tmp_path / "etc" / "systemd" / "system"
+    units.mkdir(parents=True)
+    for kind in ("service", "socket"):
+        shutil.copy(project / "deploy" / f"metrics.{kind}", units / f"{SLUG}-metrics.{kind}")
+    threshold = EXPOSURE_OF_METRICS[answers["deployment"]]
+    done = subprocess.run(
+        [
+            *("systemd-analyze", "security", "--no-pager", "--offline=true"),
+            *(f"--root={tmp_path}", f"--threshold={threshold}", f"{SLUG}-metrics.service"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+class Metrics(socketserver.StreamRequestHandler):
+    """Answers with the name of the folder that its socket is in."""
+
+    def handle(self) -> None:
+        """Answer once."""
+        while self.rfile.readline().strip():
+            pass
+        body = Path(str(self.server.server_address)).parent.name.encode()
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body)
+
+
+SWITCH = """
+ROOT=$1 ACTIVE=$1/live/active.sock METRICS=$1/live/metrics.sock
+link_to() { echo "$1/app.sock"; }
+eval "$(sed -n '/^point()/,/^}/p; /^rename_link()/,/^}/p' deploy/deploy.sh)"
+point "$2"
+"""
+
+
+@pytest.mark.skipif(
+    not shutil.which("systemd-socket-activate"), reason="systemd-socket-activate is missing"
+)
+def test_one_address_leads_to_the_metrics_of_the_slot_that_serves(
+    with_images: Path, tmp_path: Path
+) -> None:
+    asked = directive(with_images / "deploy" / "metrics.socket", "ListenStream")
+    assert asked == "127.0.0.1:9464", "the network may ask"
+    with ExitStack() as stack:
+        for slot in ("blue", "green"):
+            folder = tmp_path / "live" / slot
+            folder.mkdir(parents=True)
+            path = str(folder / "metrics.sock")
+            server = stack.enter_context(socketserver.ThreadingUnixStreamServer(path, Metrics))
+            stack.callback(server.shutdown)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = directive(with_images / "deploy" / "metrics.service", "ExecStart")
+        command = command.replace(f"/srv/{SLUG}", str(tmp_path))
+        listening = ["systemd-socket-activate", f"--listen=127.0.0.1:{port}", *command.split()]
+        leader = stack.enter_context(subprocess.Popen(listening, stderr=subprocess.DEVNULL))
+        stack.callback(leader.terminate)
+
+        def ask() -> str:
+            url = f"http://127.0.0.1:{port}/metrics"
+            done = subprocess.run(
+                ["curl", "--silent", "--max-time", "5", "--retry", "20", "--retry-all-errors", url],
+                capture_output=True,
+                text=True,
+            )
+            return done.stdout
+
+        for slot in ("blue", "green", "blue"):
+            shell(with_images, SWITCH, str(tmp_path), slot)
+            assert (tmp_path / "live" / "active.sock").readlink() == Path(slot, "app.sock")
+            assert ask() == slot
