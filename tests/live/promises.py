@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import ssl
 import statistics
 import subprocess
@@ -18,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_websocket
 
@@ -569,6 +571,26 @@ def metrics_are_for_their_collector_alone(p: Promises) -> None:
     assert "secret_total" in p.site.machine.run(local), "the collector finds none"
 
 
+def metrics_are_shown_on_the_servers_own_loopback_address(p: Promises) -> None:
+    slot, machine = p.site.slot(), p.site.machine
+    ask = "curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:9464"
+    assert p.ask("GET", f"{EDGE}/see").status == 200
+    counted = machine.run("curl -sf http://127.0.0.1:9464/metrics")
+    assert f'workers{{slot="{slot}"}}' in counted, counted[:2000]
+    (build,) = re.findall(r"^app_build_info{(.*)} 1\.0$", counted, re.MULTILINE)
+    assert f'slot="{slot}"' in build, build
+    assert re.search(r'release="\d{8}-\d{6}-[0-9a-f]{8}"', build), build
+    assert f'route="{EDGE}/see"' in counted, "what the proxy passed on is not counted"
+    for path in ("/", "/health", "/api/v1/items", "/metrics/", "//metrics", f"{EDGE}/see"):
+        assert machine.run(f"{ask}{path}") == "404", f"{path} is on the metrics' address"
+    for address in (p.site.address, p.site.address6):
+        with pytest.raises(OSError, match="refused|timed out|unreachable|No route"):
+            socket.create_connection((address, 9464), timeout=3)
+    inside = f"/srv/{SLUG}/live/{slot}" if p.docker else f"/run/{SLUG}-{slot}"
+    modes = machine.run(f"stat -c '%a %n' {inside} {inside}/metrics.sock").split()[::2]
+    assert modes == ["750", "770"], modes
+
+
 # -------------------------------------------------------- answers and logs
 
 
@@ -1080,6 +1102,7 @@ USUAL: tuple[Callable[[Promises], None], ...] = (
     what_was_not_published_is_the_apps_to_answer,
     files_that_a_person_or_an_editor_left_are_never_served,
     metrics_are_for_their_collector_alone,
+    metrics_are_shown_on_the_servers_own_loopback_address,
     answers_of_the_app_say_how_a_browser_has_to_take_them,
     large_heads_are_refused,
     nobody_keeps_answers_unless_told_to,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -225,6 +226,14 @@ def verbs(r: Rehearsal) -> None:
     r.operator.deploy("no-such-verb", code=64)
 
 
+def shown(r: Rehearsal) -> str:
+    """The slot whose metrics a Prometheus on the server sees; the verb prints the same one's."""
+    workers = re.compile(r'^workers{slot="(blue|green)"} [1-9]', re.MULTILINE)
+    asked = workers.findall(r.machine.run("curl -sf http://127.0.0.1:9464/metrics"))
+    assert asked == workers.findall(r.operator.deploy("metrics").out)
+    return str(*asked)
+
+
 # --------------------------------------------- 2. releases without a failure
 
 
@@ -237,11 +246,14 @@ def releases(r: Rehearsal) -> None:
         outcome = r.release()
         r.note("release, s", round(outcome.named["done"], 1))
         r.serves("second")
+        slot = r.operator.active()[0]
+        assert shown(r) == slot, "the metrics are not those of the slot that serves"
     with r.scenario("rollback"):
         outcome = r.release("rollback")
         r.note("rollback, s", outcome.named["done"])
         assert outcome.named["done"] < 1.5, f"rollback takes too long\n{outcome}"
         r.serves("first")
+        assert shown(r) == r.operator.active()[0] != slot, "the metrics stayed where they were"
     with r.scenario("release again"):
         r.project.release("third")
         r.release()
