@@ -584,7 +584,7 @@ def metrics_are_shown_on_the_servers_own_loopback_address(p: Promises) -> None:
     for path in ("/", "/health", "/api/v1/items", "/metrics/", "//metrics", f"{EDGE}/see"):
         assert machine.run(f"{ask}{path}") == "404", f"{path} is on the metrics' address"
     for address in (p.site.address, p.site.address6):
-        with pytest.raises(OSError, match="refused|timed out|unreachable|No route"):
+        with pytest.raises(OSError, match=r"refused|timed out|unreachable|No route"):
             socket.create_connection((address, 9464), timeout=3)
     inside = f"/srv/{SLUG}/live/{slot}" if p.docker else f"/run/{SLUG}-{slot}"
     modes = machine.run(f"stat -c '%a %n' {inside} {inside}/metrics.sock").split()[::2]
