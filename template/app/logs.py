@@ -131,6 +131,9 @@ def dict_config(*, level: str = "INFO", json: bool = True) -> dict[str, Any]:
             "uvicorn.error": dict(to_stdout),
             # Its line has neither duration nor route; RequestContext writes a better one.
             "uvicorn.access": {"handlers": [], "level": "CRITICAL", "propagate": False},
+            # Their lines have whole addresses and headers of other services, which may hold secrets.
+            "httpcore2": {"level": "WARNING"},
+            "httpx2": {"level": "WARNING"},
         },
     }
 

@@ -1,9 +1,12 @@
 """Property tests: whatever fits or misses the schema, the service keeps to what it documents."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import schemathesis
@@ -15,9 +18,37 @@ from schemathesis.core.result import Ok
 from app.main import create_app
 
 
+class Source(BaseHTTPRequestHandler):
+    """Stands in for the service that rates come from, and knows all currencies but those with an X."""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        (currency,) = parse_qs(urlsplit(self.path).query)["symbols"]
+        body = json.dumps({"date": "2026-11-20", "rates": {currency: 1.5}}).encode()
+        self.send_response(404 if "X" in currency else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_args: object) -> None:
+        """Say nothing."""
+
+
 @pytest.fixture
-def live_server() -> Iterator[str]:
-    """The address of a running service."""
+def source() -> Iterator[str]:
+    """The address of a service that rates come from."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Source) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def live_server(source: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a running service, which has everything that is off by default."""
+    monkeypatch.setenv("RATES_URL", source)
     config = uvicorn.Config(create_app(), host="127.0.0.1", port=0, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -1,0 +1,1 @@
+"""Rates: the worked example of calling another service; off until `RATES_URL` is set."""
