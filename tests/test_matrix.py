@@ -35,8 +35,8 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         {"database": {"postgresql", "sqlite"}},
         """
         alembic.ini app/db.py app/migrate.py
-        app/items/__init__.py app/items/models.py app/items/queries.py app/items/routes.py
-        app/items/schemas.py
+        app/items/__init__.py app/items/dependencies.py app/items/models.py app/items/queries.py
+        app/items/routes.py app/items/schemas.py
         migrations/env.py migrations/script.py.mako migrations/versions/0001_items.py
         scripts/backup.py
         tests/fixtures/db.py tests/items/test_routes.py tests/test_backup.py tests/test_db.py
@@ -66,9 +66,13 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
     (
         {"cache": {"redis"}},
         """
-        app/cache.py scripts/beside.py scripts/redis.py tests/fixtures/redis.py
-        tests/test_cache.py
+        app/cache.py app/cached.py scripts/beside.py scripts/redis.py tests/fixtures/redis.py
+        tests/test_cache.py tests/test_cached.py
         """,
+    ),
+    (
+        {"database": {"postgresql", "sqlite"}, "cache": {"redis"}},
+        "app/items/cached.py tests/items/test_cached_items.py",
     ),
     (
         {},

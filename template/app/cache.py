@@ -13,6 +13,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from app.cached import Values
 from app.settings import DEVELOPMENT_ONLY, EnvSettings, Seconds
 
 SCHEMES = ("redis://", "rediss://", "unix://")
@@ -36,6 +37,13 @@ class CacheSettings(EnvSettings):
         True,
         description="While Redis is away, count requests against `APP_RATE_LIMIT` in each worker; `false`: refuse them"
         " with 503.",
+    )
+
+    ttl_s: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds that a value which was read may be kept at most; 0: none is kept.",
     )
 
     @field_validator("url")
@@ -66,6 +74,10 @@ class Cache:
             key_prefix=name,
             connection_pool=self.client.connection_pool,  # type: ignore[arg-type] # as its documentation has it
         )
+
+    def values(self, name: str, ttl_s: float) -> Values:
+        """Return values that all workers share, each for at most `ttl_s` seconds; their keys begin with `name`."""
+        return Values(self.client, name, ttl_s)
 
 
 @asynccontextmanager

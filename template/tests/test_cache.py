@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 
 import httpx2
@@ -29,6 +30,21 @@ def app(settings: Settings) -> FastAPI:
     return app
 
 
+@pytest.fixture
+async def silent_redis(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[None]:
+    """Where REDIS_URL says, somebody listens who never answers."""
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{port}/0")
+    yield
+    server.close()
+
+
 async def test_a_route_gets_the_client(client: httpx2.AsyncClient) -> None:
     first = (await client.post("/count")).json()
     assert (await client.post("/count")).json() == first + 1
@@ -45,15 +61,8 @@ async def test_a_cache_that_is_away_is_named_and_leaves_the_service_alive(
 
 
 async def test_a_cache_that_does_not_answer_is_given_up_in_time(
-    monkeypatch: pytest.MonkeyPatch, settings: Settings
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, silent_redis: None
 ) -> None:
-    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{port}/0")
     monkeypatch.setenv("REDIS_TIMEOUT_S", "0.2")
     app = create_app(load(Settings))
     async with client_of(app):
@@ -61,7 +70,6 @@ async def test_a_cache_that_does_not_answer_is_given_up_in_time(
         with pytest.raises(Exception, match=r"(?i)timeout"):
             await app.state.cache.check()
         assert time.monotonic() - started < app.state.settings.app.ready_timeout_s
-    server.close()
 
 
 async def test_workers_count_together_and_each_by_itself_while_redis_is_away(
@@ -86,15 +94,13 @@ async def test_workers_count_together_and_each_by_itself_while_redis_is_away(
 
 @pytest.mark.parametrize(("fail_open", "status"), [("true", 404), ("false", 503)])
 async def test_requests_do_not_wait_for_a_redis_that_does_not_answer(
-    monkeypatch: pytest.MonkeyPatch, settings: Settings, log_lines: LogLines, fail_open: str, status: int
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings,
+    log_lines: LogLines,
+    silent_redis: None,
+    fail_open: str,
+    status: int,
 ) -> None:
-    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{port}/0")
     monkeypatch.setenv("REDIS_LIMIT_FAIL_OPEN", fail_open)
     monkeypatch.setenv("APP_RATE_LIMIT", "100/second")
     async with client_of(create_app(load(Settings))) as client:
@@ -105,7 +111,6 @@ async def test_requests_do_not_wait_for_a_redis_that_does_not_answer(
     assert {answer.status_code for answer in answers} == {status}
     assert ("retry-after" in answers[0].headers) == (status == 503)
     assert [line["event"] for line in log_lines()].count("rate_limit_store_away") == 1
-    server.close()
 
 
 @pytest.mark.parametrize("url", ["hunter2", "http://hunter2@host"])
