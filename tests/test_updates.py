@@ -72,6 +72,9 @@ async def list_orders() -> list[str]:
     return []
 '''
 
+# What databases have run, and no update touches.
+FIRST_MIGRATION = "migrations/versions/0001_items.py"
+
 MIGRATION = '''"""Orders."""
 
 import sqlalchemy as sa
@@ -130,6 +133,8 @@ def make_older(source: Path) -> None:
         text, count = re.subn(r"^fastapi==.* \\$", r"fastapi==0.1 \\", path.read_text(), flags=re.M)
         assert count == 1
         path.write_text(text)
+    path = in_template(source, FIRST_MIGRATION)
+    path.write_text(path.read_text().replace('op.drop_table("items")', 'op.drop_table("things")'))
     # Everything else was a little other, too.
     for path in (source / "template" / "app").rglob("*.py*"):
         with path.open("a") as file:
@@ -189,11 +194,11 @@ def edit(project: Path, answers: Answers) -> Path:
 
 
 def contents(project: Path) -> dict[str, tuple[bytes, bool]]:
-    """Every file's bytes, and whether it is executable; pins are the owner's and left out."""
+    """Every file's bytes, and whether it is executable, but for what is the owner's after birth."""
     return {
         name: (path.read_bytes(), bool(path.stat().st_mode & 0o111))
         for name, path in files(project).items()
-        if name not in config()["_skip_if_exists"]
+        if name not in {*config()["_skip_if_exists"], FIRST_MIGRATION}
     }
 
 
@@ -214,7 +219,9 @@ def test_an_unedited_project_becomes_what_a_fresh_copy_is(
 ) -> None:
     project = commit(render(history, tmp_path / "project", version="v0.1.0", **answers))
     fresh = render(history, tmp_path / "fresh", **answers)
-    before = {name: (project / name).read_text() for name in config()["_skip_if_exists"]}
+    kept = {*config()["_skip_if_exists"], FIRST_MIGRATION} & set(files(project))
+    assert (FIRST_MIGRATION in kept) == (answers["database"] != "none")
+    before = {name: (project / name).read_text() for name in kept}
     assert len(differences(project, fresh)) > 15
     assert set(OLD_FILES) <= set(files(project))
 
@@ -242,6 +249,16 @@ def test_an_edited_project_keeps_its_edits_without_a_conflict(
         assert words in (project / name).read_text()
     assert (project / "requirements.txt").read_text() == pins
     assert pins.endswith("email-validator==2.3.0\n")
+
+
+def test_a_migration_that_the_owner_has_deleted_stays_away(history: Path, tmp_path: Path) -> None:
+    project = commit(render(history, tmp_path / "project", version="v0.1.0"))
+    (project / FIRST_MIGRATION).unlink()
+    own = project / "migrations" / "versions" / "2026_own.py"
+    own.write_text(MIGRATION)
+    update(commit(project))
+    assert not (project / FIRST_MIGRATION).exists()
+    assert own.read_text() == MIGRATION
 
 
 @pytest.mark.slow

@@ -8,19 +8,20 @@ from typing import Annotated
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 
 from app.db import Reading, Writing
+from app.idempotency.once import OnceRoute, WritingOnce
 from app.items import queries
 from app.items.dependencies import NO_SUCH_ITEM, Found
 from app.items.models import Item
 from app.items.schemas import ItemIn, ItemOut, ItemPage
 
-router = APIRouter(prefix="/items", tags=["items"])
+router = APIRouter(prefix="/items", tags=["items"], route_class=OnceRoute)
 
 NAME_TAKEN = "Another item has this name."
 ETAG = re.compile(r'"(\d{1,9})"')
 
 
 @router.post("", status_code=HTTPStatus.CREATED)
-async def create_item(new: ItemIn, session: Writing, request: Request, response: Response) -> ItemOut:
+async def create_item(new: ItemIn, session: WritingOnce, request: Request, response: Response) -> ItemOut:
     """Create an item; its name must be free."""
     try:
         item = await queries.add(session, name=new.name, price_cents=new.price_cents)

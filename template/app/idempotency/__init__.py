@@ -1,0 +1,1 @@
+"""Idempotency keys: a request that creates something may be sent again, and is done once."""
