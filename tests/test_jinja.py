@@ -408,6 +408,7 @@ def test_every_branch_is_rendered_both_ways(
         # An update renders the table of exclusions with the answers of an older version.
         for pattern in config()["_exclude"]:
             fresh.from_string(pattern).render()
+            fresh.from_string(pattern).render(_copier_operation="update")
         for question, answer in [*GOOD, *(bad[:2] for bad in BAD)]:
             validator = questions()[question]["validator"]
             fresh.from_string(validator).render({question: answer})

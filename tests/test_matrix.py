@@ -35,11 +35,13 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         {"database": {"postgresql", "sqlite"}},
         """
         alembic.ini app/db.py app/migrate.py
+        app/idempotency/__init__.py app/idempotency/models.py app/idempotency/once.py
         app/items/__init__.py app/items/dependencies.py app/items/models.py app/items/queries.py
         app/items/routes.py app/items/schemas.py
         migrations/env.py migrations/script.py.mako migrations/versions/0001_items.py
         scripts/backup.py
-        tests/fixtures/db.py tests/items/test_routes.py tests/test_backup.py tests/test_db.py
+        tests/fixtures/db.py tests/idempotency/test_once.py tests/items/test_routes.py
+        tests/test_backup.py tests/test_db.py
         tests/test_migrations.py
         """,
     ),
@@ -66,8 +68,8 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
     (
         {"cache": {"redis"}},
         """
-        app/cache.py app/cached.py scripts/beside.py scripts/redis.py tests/fixtures/redis.py
-        tests/test_cache.py tests/test_cached.py
+        app/cache.py app/cached.py app/counters.py scripts/beside.py scripts/redis.py
+        tests/fixtures/redis.py tests/test_cache.py tests/test_cached.py tests/test_counters.py
         """,
     ),
     (

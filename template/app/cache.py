@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
-from limits.aio.storage import RedisStorage, Storage
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -14,6 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from app.cached import Values
+from app.counters import RedisCounters
 from app.settings import DEVELOPMENT_ONLY, EnvSettings, Seconds
 
 SCHEMES = ("redis://", "rediss://", "unix://")
@@ -65,15 +65,9 @@ class Cache:
         """Raise unless Redis answers."""
         await self.client.ping()
 
-    def counters(self, name: str) -> Storage:
-        """Return counters for limits that all workers share, over the same connections; their keys begin with `name`."""
-        return RedisStorage(
-            "async+redis://",
-            wrap_exceptions=True,
-            implementation="redispy",
-            key_prefix=name,
-            connection_pool=self.client.connection_pool,  # type: ignore[arg-type] # as its documentation has it
-        )
+    def counters(self, name: str) -> RedisCounters:
+        """Return counters for limits that all workers share; their keys begin with `name`."""
+        return RedisCounters(self.client, name)
 
     def values(self, name: str, ttl_s: float) -> Values:
         """Return values that all workers share, each for at most `ttl_s` seconds; their keys begin with `name`."""

@@ -46,7 +46,7 @@ class DbSettings(EnvSettings):
     pool_size: int = Field(5, ge=1, description="Connections that a worker keeps open.")
     pool_overflow: int = Field(5, ge=0, description="Connections that a worker opens beyond that under load.")
     checkout_timeout_s: Seconds = Field(
-        3.0, description="Seconds that a request waits for a free connection before it gets 503."
+        2.0, description="Seconds that a request waits for a free connection before it gets 503."
     )
     connect_timeout_s: Seconds = Field(3.0, description="Seconds to make a connection.")
     statement_timeout_s: Seconds = Field(10.0, description="Seconds after which the server ends a statement.")

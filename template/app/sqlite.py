@@ -43,7 +43,7 @@ class DbSettings(EnvSettings):
     )
     pool_size: int = Field(5, ge=1, description="Connections that a worker keeps open for reading.")
     checkout_timeout_s: Seconds = Field(
-        3.0, description="Seconds that a request waits for a free connection before it gets 503."
+        2.0, description="Seconds that a request waits for a free connection before it gets 503."
     )
     busy_timeout_s: Seconds = Field(
         5.0, description="Seconds to wait for another process that writes, before the request gets 503."

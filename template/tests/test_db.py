@@ -1,5 +1,7 @@
 """Transactions, readiness, and a database that is away."""
 
+import asyncio
+import time
 from dataclasses import replace
 
 import httpx2
@@ -12,6 +14,7 @@ from sqlalchemy import text
 
 from app.db import ALEMBIC_INI, Db, Reading, Writing, uuid7
 from app.main import Settings, create_app
+from app.metrics import POOL_TIMEOUTS
 from app.settings import load
 from tests.conftest import client_of
 
@@ -57,6 +60,46 @@ async def test_a_database_that_is_away_makes_503_and_leaves_the_service_alive(
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "5"
             assert answer.json()["detail"] == "The database is not available."
+
+
+async def test_a_full_pool_makes_503_in_time_and_leaves_routes_without_the_database_alone(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setenv("DATABASE_POOL_SIZE", "2")
+    monkeypatch.setenv("DATABASE_POOL_OVERFLOW", "0")
+    monkeypatch.setenv("DATABASE_CHECKOUT_TIMEOUT_S", "0.5")
+    app = create_app(load(Settings))
+    holding = asyncio.Semaphore(0)
+    end = asyncio.Event()
+
+    @app.get("/holds")
+    async def holds(session: Reading) -> None:
+        holding.release()
+        await end.wait()
+
+    timeouts = POOL_TIMEOUTS._value.get()
+    async with client_of(app) as client:
+        slow = [asyncio.create_task(client.get("/holds")) for _ in range(2)]
+        for _ in slow:
+            await holding.acquire()
+        waiting = [asyncio.create_task(client.get("/api/v1/items")) for _ in range(3)]
+        for _ in range(5):
+            assert (await client.get("/health")).status_code == 200
+        assert not any(request.done() for request in waiting)
+        started = time.monotonic()
+        for answer in await asyncio.gather(*waiting):
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        # SQLAlchemy's own default is 30.
+        assert time.monotonic() - started < 15
+        assert not any(request.done() for request in slow)
+        assert POOL_TIMEOUTS._value.get() == timeouts + 3
+        end.set()
+        assert [answer.status_code for answer in await asyncio.gather(*slow)] == [200, 200]
+        assert (await client.get("/api/v1/items")).status_code == 200
+
+
+def test_a_request_waits_two_seconds_for_a_connection_and_no_longer(settings: Settings) -> None:
+    assert settings.db.checkout_timeout_s == 2
 
 
 async def test_not_ready_until_the_schema_has_what_the_code_needs(empty_database: str) -> None:

@@ -1,7 +1,5 @@
 """What is particular to PostgreSQL."""
 
-import asyncio
-
 import httpx2
 import pytest
 from fastapi import FastAPI
@@ -20,18 +18,6 @@ from app.postgresql import (
 from app.settings import SettingsError, load
 from tests.conftest import LogLines, client_of
 from tests.fixtures.postgresql import execute
-
-
-@pytest.fixture
-def app(settings: Settings) -> FastAPI:
-    """The application with a slow route."""
-    app = create_app(settings)
-
-    @app.get("/sleep")
-    async def sleep(session: Reading, seconds: float) -> None:
-        await session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
-
-    return app
 
 
 async def test_connections_that_died_in_the_pool_are_noticed(
@@ -58,22 +44,6 @@ async def test_a_statement_over_its_time_is_ended_by_the_server(
 
     async with client_of(app) as client:
         assert (await client.get("/sleep")).status_code == 503
-
-
-async def test_a_full_pool_gives_503_after_the_checkout_time(
-    app: FastAPI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DATABASE_POOL_SIZE", "1")
-    monkeypatch.setenv("DATABASE_POOL_OVERFLOW", "0")
-    monkeypatch.setenv("DATABASE_CHECKOUT_TIMEOUT_S", "0.1")
-    app.state.settings = load(Settings)
-    async with client_of(app) as client:
-        slow = asyncio.create_task(client.get("/sleep", params={"seconds": 1}))
-        await asyncio.sleep(0.2)
-        assert (await client.get("/api/v1/items")).status_code == 503
-        assert (await client.get("/health")).status_code == 200
-        assert (await slow).status_code == 200
-        assert (await client.get("/api/v1/items")).status_code == 200
 
 
 async def test_an_abandoned_transaction_is_ended_by_the_server(
