@@ -1,5 +1,6 @@
 """What can be said of the deployment's files without a server; tests/live starts them on one."""
 
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,10 @@ from tests.combinations import Answers, pairwise, render, row_id
 SLUG = "orders-desk"
 SYSTEMD = [row for row in pairwise() if row["deployment"] == "systemd"]
 DOCKER = [row for row in pairwise() if row["deployment"] == "docker"]
-VERBS = ["setup", "release", "rollback", "restart", "status", "logs", "metrics", "run", "config"]
+VERBS = [
+    *("setup", "release", "rollback", "restart", "status"),
+    *("logs", "log-level", "metrics", "run", "config"),
+]
 WITH_DATABASE = ["backup", "restore"]
 
 # By `systemd-analyze security`, in tenths; with and without a network.
@@ -99,7 +103,7 @@ def test_every_verb_has_a_help_of_its_own(project: Path, answers: Answers) -> No
     verbs = VERBS if answers["database"] == "none" else VERBS + WITH_DATABASE
     usage = deploy(project, "--help")
     assert usage.returncode == 0
-    assert set(re.findall(r"^  ([a-z]+) ", usage.stdout, re.MULTILINE)) == set(verbs)
+    assert set(re.findall(r"^  ([a-z-]+) ", usage.stdout, re.MULTILINE)) == set(verbs)
     for verb in verbs:
         said = deploy(project, verb, "--help")
         assert said.returncode == 0
@@ -116,6 +120,9 @@ def test_every_verb_has_a_help_of_its_own(project: Path, answers: Answers) -> No
         (["status"], "DEPLOY_HOST is not set"),
         (["setup", "now"], "setup takes no arguments"),
         (["release", "a", "b"], "release takes one REF"),
+        (["log-level"], "log-level takes one of DEBUG, INFO, WARNING, ERROR"),
+        (["log-level", "loud"], "log-level takes one of DEBUG, INFO, WARNING, ERROR, and not"),
+        (["log-level", "DEBUG, INFO"], "log-level takes one of DEBUG, INFO, WARNING, ERROR, and"),
     ],
 )
 def test_misuse_is_named_and_changes_nothing(
@@ -179,6 +186,89 @@ def test_a_value_survives_the_environment_file(value: str, with_images: Path) ->
     quoted = shell(with_images, 'quoted "$1"', value)
     line = f"VALUE={quoted}\n"
     assert dotenv_values(stream=StringIO(line)) == {"VALUE": value}
+
+
+# Those who would be told of another level only note it.
+STAND_INS = """
+is_up() { [[ $1 == green ]]; }
+tell_level() { echo "told $*"; }
+"""
+
+
+def test_a_level_is_written_down_and_told_to_the_workers_that_run(
+    project: Path, tmp_path: Path
+) -> None:
+    environment = tmp_path / "env"
+    environment.write_text("SIGNING_SALT='keep'\nAPP_LOG_LEVEL=INFO\n")
+    file = project / "deploy" / "deploy.sh"
+    text = file.read_text().replace("/etc/$SLUG/env", str(environment))
+    text = text.replace("ROOT=/srv/$SLUG", f"ROOT={tmp_path}").replace(
+        '\nmain "$@"\n', f'\n{STAND_INS}may_read() {{ :; }}\nmain "$@"\n'
+    )
+    copy = project / "deploy" / "copy.sh"
+    copy.write_text(text)
+    try:
+        for word, written, told in (
+            ("--dry-run", "INFO", ""),
+            ("", "WARNING", "told green WARNING"),
+        ):
+            command = ["bash", str(copy), "--server", *word.split(), "log-level", "WARNING"]
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=os.environ | {"ALONE": "1"}
+            )
+            assert done.returncode == 0, done.stderr
+            lines = dict(
+                line.replace("'", "").replace('"', "").split("=", 1)
+                for line in environment.read_text().splitlines()
+            )
+            assert lines == {"SIGNING_SALT": "keep", "APP_LOG_LEVEL": written}
+            assert [
+                line for line in done.stdout.splitlines() if "told " in line
+            ] == told.splitlines()
+    finally:
+        copy.unlink()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("env")] == ["env"]
+
+
+def test_the_cause_of_a_failed_start_is_said_again_after_its_lines(project: Path) -> None:
+    lines = "\n".join(
+        json.dumps(line)
+        for line in (
+            {"problem": 'is "this"', "event": "start_failed", "level": "critical"},
+            {"event": "Starting gunicorn"},
+        )
+    )
+    text = (project / "deploy" / "deploy.sh").read_text()
+    (function,) = re.findall(r"^show_failure\(\) .*?^}$", text, re.MULTILINE | re.DOTALL)
+    stub = f"last_lines() {{ cat <<'END'\n{lines}\nEND\n}}"
+    done = subprocess.run(
+        ["bash", "-euc", f"new=blue\n{stub}\n{function}\nshow_failure"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    said = 'deploy.sh: why it did not start: is \\"this\\"'
+    assert done.stderr.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "OTEL_EXPORTER_OTLP_ENDPOINT='https://collector.test:4318'",
+        'SENTRY_DSN="https://key@sentry.test/7"',
+        "OTHER_URL=https://other.test",
+        "",
+    ],
+)
+def test_a_service_that_tells_others_gets_a_network(
+    line: str, project: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "env").write_text(f"APP_DOCS=true\n{line}\n")
+    text = (project / "deploy" / "deploy.sh").read_text()
+    (function,) = re.findall(r"^needs_network\(\) .*?^}$", text, re.MULTILINE | re.DOTALL)
+    given = f"ENV_FILE={tmp_path}/env HERE='^/'"
+    done = subprocess.run(["bash", "-uc", f"{given}; {function}; needs_network"])
+    assert (done.returncode == 0) == bool(line)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 import structlog
 from structlog.stdlib import ProcessorFormatter
@@ -55,8 +56,13 @@ def drop_colors(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "
 class Handler(logging.StreamHandler[Any]):
     """Writes to what is stdout now; a record that cannot be formatted still becomes a line of the same form."""
 
+    # Gets every warning and error, while the service starts.
+    notice: ClassVar[Callable[[logging.LogRecord], None] | None] = None
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
+        if Handler.notice is not None and record.levelno >= logging.WARNING:
+            Handler.notice(record)
         self.stream = sys.stdout.beneath if isinstance(sys.stdout, Printed) else sys.stdout
         super().emit(record)
 
@@ -145,6 +151,18 @@ SHARED: "list[Processor]" = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.StackInfoRenderer(),
 ]
+
+
+def add(processor: "Processor") -> None:
+    """Have every line pass through `processor`, too, from the next `configure` on."""
+    if processor not in SHARED:
+        SHARED.append(processor)
+
+
+def set_level(level: str) -> None:
+    """Log from another level on, in this process, whatever was configured."""
+    for name in (None, "gunicorn.error", "gunicorn.access", "uvicorn", "uvicorn.error"):
+        logging.getLogger(name).setLevel(level)
 
 
 def configure(*, level: str = "INFO", json: bool = True) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import re
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 
@@ -171,9 +172,10 @@ class SecurityHeaders:
 class ErrorBoundary:
     """Turns a crash into a problem: the log gets the traceback, the client the request id."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap `app`."""
+    def __init__(self, app: ASGIApp, report: Callable[[Exception], object] | None = None) -> None:
+        """Wrap `app`; `report` is told of each crash, once."""
         self.app = app
+        self.report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -193,8 +195,10 @@ class ErrorBoundary:
             # Nobody is there to read it, but the access line has a status.
             if not response_started:
                 await problem(HTTPStatus.BAD_REQUEST)(scope, receive, send)
-        except Exception:
+        except Exception as error:
             log.exception("crash", route=route_template(scope))
+            if self.report:
+                self.report(error)
             # After the first byte all that is left is to cut the connection, which the server does.
             if scope["type"] == "websocket":
                 # The client may be gone already.

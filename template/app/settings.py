@@ -40,6 +40,7 @@ def split_commas(value: object) -> object:
 
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 class SettingsError(Exception):
@@ -115,9 +116,7 @@ class AppSettings(EnvSettings):
 
     model_config = SettingsConfigDict(env_prefix="APP_")
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="The least severe level that is logged."
-    )
+    log_level: LogLevel = Field("INFO", description="The least severe level that is logged.")
     log_format: Literal["auto", "console", "json"] = Field(
         "auto",
         description="`json`: one object per line; `console`: coloured text;"

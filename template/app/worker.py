@@ -16,6 +16,8 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
+from app import levels, start
+
 if TYPE_CHECKING:
     from app.health import Readiness
 
@@ -66,11 +68,16 @@ class AppWorker(UvicornWorker):
         super().__init__(*args, **kwargs)
         self.config.timeout_graceful_shutdown = max(1, self.cfg.graceful_timeout - STOP_MARGIN_S)
         self.config.callback_notify = None
+        # Of the sockets' own folder, where only this service and root may write.
+        self.level_file = levels.file_beside(self.cfg.bind[0])
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
         server = AppServer(self.config, self.wsgi.state.readiness)
         heart = asyncio.create_task(self._beat(server))
+        # The master passes on what `deploy/deploy.sh log-level` sends.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, levels.take, self.level_file)
+        levels.take(self.level_file)
         try:
             await server.serve(sockets=self.sockets)
         finally:
@@ -84,6 +91,7 @@ class AppWorker(UvicornWorker):
             self.notify()
             if server.started and not told:
                 told = True
+                start.succeed()
                 tell_supervisor(f"READY=1\nSTATUS=worker {os.getpid()} serves")
             if os.getppid() != self.ppid and not server.should_exit:
                 log.error("master_died", worker=os.getpid())

@@ -74,6 +74,13 @@ class Gunicorn:
         """Return what was logged."""
         return [line["event"] for line in self.lines()]
 
+    def last(self) -> dict[str, Any]:
+        """Return the last line, which says why it did not start."""
+        last = self.lines()[-1]
+        assert last["event"] == "start_failed", last
+        assert last["level"] == "critical"
+        return last
+
     def workers(self) -> list[int]:
         """Return the workers that were started, the oldest first."""
         started = (re.fullmatch(r"Booting worker with pid: (\d+)", event) for event in self.events())
@@ -112,8 +119,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Gunicorn]]:
     """Start gunicorn; it is stopped at the end whatever happened."""
     running: list[Gunicorn] = []
 
-    def start(**environment: str) -> Gunicorn:
-        running.append(Gunicorn(tmp_path, **environment))
+    def start(folder: str = ".", **environment: str) -> Gunicorn:
+        running.append(Gunicorn(tmp_path / folder, **environment))
         return running[-1]
 
     yield start
@@ -224,7 +231,23 @@ def test_the_service_manager_hears_nothing_when_the_application_cannot_start(
         assert gunicorn.process.wait(timeout=30) == 3
         with pytest.raises(TimeoutError):
             manager.recv(1000)
-    assert any("the lifespan fails" in json.dumps(line) for line in gunicorn.lines())
+    assert gunicorn.last()["problem"] == "RuntimeError: the lifespan fails"
+
+
+def test_an_address_that_cannot_be_had_is_named_on_the_last_line(
+    tmp_path: Path, start: Callable[..., Gunicorn]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        port = start(SERVER_BIND=address)
+        (tmp_path / "other").mkdir()
+        folder = start("other", SERVER_BIND="unix:/proc/app.sock")
+        assert port.process.wait(timeout=30) == 1
+        assert folder.process.wait(timeout=30) == 1
+    assert "Connection in use" in port.last()["problem"]
+    assert "SERVER_BIND" in port.last()["mend"]
+    assert folder.last()["problem"].startswith("connection to /proc/app.sock failed")
+    assert "belongs to the service's user" in folder.last()["mend"]
 
 
 def test_nobody_is_believed_over_tcp(start: Callable[..., Gunicorn]) -> None:
@@ -298,11 +321,29 @@ def test_what_workers_counted_stays_when_they_die_and_their_files_do_not(
     assert "metrics_not_kept" not in gunicorn.events()
 
 
+def the_level_changes_while_it_serves(gunicorn: Gunicorn) -> None:
+    """Tell the master to have its workers log from another level on."""
+    file = gunicorn.socket.with_name("log-level")
+    for number, (level, event) in enumerate(
+        [("LOUD", "log_level_refused"), ("DEBUG", "log_level_changed"), ("INFO", "log_level_changed")]
+    ):
+        file.write_text(f"{level}\n")
+        gunicorn.process.send_signal(signal.SIGUSR1)
+        # Both workers.
+        said = 2 * max(1, number)
+        wait_for(lambda event=event, said=said: gunicorn.events().count(event) == said)  # type: ignore[misc]
+        gunicorn.get("/health")
+    probes = [line for line in gunicorn.lines() if line.get("path") == "/health"]
+    assert [line["level"] for line in probes] == ["debug"]
+    assert len(gunicorn.workers()) == 2, "a worker was replaced"
+
+
 def test_static_files_are_published_before_there_are_workers(
     tmp_path: Path, start: Callable[..., Gunicorn]
 ) -> None:
     gunicorn = start(APP_STATIC_DIR=str(tmp_path / "published"), WEB_CONCURRENCY="2")
     wait_for(gunicorn.ready)
+    the_level_changes_while_it_serves(gunicorn)
     published = [path for path in tmp_path.glob("published/*/*") if path.is_file()]
     assert [f"/static/{path.parent.name}/{path.name}" for path in published] == [static_path("favicon.svg")]
     assert gunicorn.get(static_path("favicon.svg")).content == published[0].read_bytes()
@@ -330,3 +371,4 @@ def test_an_application_that_cannot_be_imported_ends_with_json_too(tmp_path: Pat
     assert ended.returncode != 0
     lines = [json.loads(line) for line in (ended.stdout + ended.stderr).splitlines()]
     assert any("no such module" in str(line.get("text")) for line in lines)
+    assert (lines[-1]["event"], lines[-1]["problem"]) == ("start_failed", "ImportError: no such module")

@@ -84,6 +84,12 @@ def test_a_wrong_setting_stops_the_start_with_one_line_for_each(tmp_path: Path) 
         refused = {line["variable"] for line in lines if line["event"] == "setting_refused"}
         assert refused >= {"APP_LOG_LEVEL", "APP_ALLOWED_HOSTS"}
         assert len(refused) == len([line for line in lines if line["event"] == "setting_refused"])
+        last = lines[-1]
+        if command[0] == "gunicorn":
+            assert last["event"] == "start_failed"
+            assert all(variable in last["problem"] for variable in refused)
+            last = lines[-2]
+        assert last["event"] == "setting_refused"
 
 
 def test_in_development_a_mistake_is_readable(

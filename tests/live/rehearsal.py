@@ -224,6 +224,20 @@ def verbs(r: Rehearsal) -> None:
     assert "WEB_CONCURRENCY" in outcome.err, f"config refuses a bad value by name\n{outcome}"
     r.operator.deploy("release", "no-such-ref", code=1)
     r.operator.deploy("no-such-verb", code=64)
+    levels(r)
+
+
+def levels(r: Rehearsal) -> None:
+    """The level of the log changes while the same workers serve."""
+    slot = r.operator.active()[0]
+    before = r.target.workers(slot)
+    r.operator.deploy("log-level", "LOUD", code=64)
+    r.operator.deploy("log-level", "DEBUG")
+    # Probes are logged at that level alone.
+    until(lambda: '"/health"' in r.operator.deploy("logs", "-n", "200").out, "a probe's line", 20)
+    r.operator.deploy("log-level", "INFO")
+    assert r.target.workers(slot) == before, "workers were replaced"
+    assert "INFO" in r.machine.run(f"grep ^APP_LOG_LEVEL= /etc/{SLUG}/env")
 
 
 def shown(r: Rehearsal) -> str:
