@@ -7,7 +7,7 @@ PORT ?= 8000
 # Tests wait, a quarter of their time, for what they started.
 JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 # Debian and Ubuntu packages with programs that tests run.
-SYSTEM_PACKAGES := chromium chromium-driver redis-server
+SYSTEM_PACKAGES := chromium chromium-driver jq prometheus redis-server
 # Those that boot the machines of tests/live.
 LIVE_PACKAGES := debootstrap systemd-container iproute2 iptables openssh-client nghttp2-client openssl pebble
 

@@ -16,8 +16,10 @@ from tests.combinations import files
 
 RUFF = Path(sys.executable).with_name("ruff")
 
-# GitHub's own expressions, and those by which Docker is asked for one field.
-FOREIGN_BRACES = re.compile(r"\$\{\{.*?\}\}|\{\{(?:index )?\.[\w. \"-]+\}\}")
+# GitHub's own expressions, Docker's for one field, Prometheus's and Grafana's.
+FOREIGN_BRACES = re.compile(
+    r"\$\{\{.*?\}\}|\{\{(?:index )?\.[\w. \"-]+\}\}|\{\{ \$[\w.]+(?: \| \w+)? \}\}|\{\{\w+\}\}"
+)
 
 
 @cache

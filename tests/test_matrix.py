@@ -23,6 +23,8 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         app/sentry.py app/server.py app/settings.py app/spans.py app/start.py app/static.py
         app/tracing.py app/worker.py
         app/rates/__init__.py app/rates/client.py app/rates/routes.py app/rates/schemas.py
+        ops/grafana/dashboard.json ops/logs.md ops/prometheus/alerts.yml
+        ops/prometheus/alerts_test.yml ops/prometheus/scrape.yml ops/runbook.md
         scripts/document_settings.py scripts/preflight.py
         static/favicon.svg
         tests/conftest.py tests/peer.py tests/rates/test_routes.py tests/slow_app.py
