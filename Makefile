@@ -33,10 +33,10 @@ test: install packages lint ## Run everything, with all that it needs; with ARGS
 # LIVE_IMAGES= names an archive of `docker save`, for machines that can reach no registry.
 .PHONY: live
 live: install packages ## Rehearse on booted servers, as root; LIVE_ROWS= takes some, LIVE_REQUESTS= loads them longer
-	$(WITH_TOOLS) .venv/bin/pytest --numprocesses 4 --dist load --maxschedchunk 1 -m live tests/live
+	$(WITH_TOOLS) .venv/bin/pytest --numprocesses 5 --dist load --maxschedchunk 1 -m live tests/live
 
 .PHONY: soak
-soak: ## The same with 100,000 requests
+soak: ## The same with 100,000 requests, and on twice as many servers
 	$(MAKE) live LIVE_REQUESTS=100000
 
 .PHONY: quick

@@ -22,6 +22,8 @@ class Row:
     number: int
     kind: str = "bare"
     cache: str = "none"
+    # A short test leaves the others to a long one.
+    usual: bool = True
 
     @property
     def name(self) -> str:
