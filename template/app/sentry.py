@@ -1,5 +1,6 @@
 """Sentry: what is told of a crash, and what never is. Imported only where it is on."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,8 @@ QUERIES = frozenset({"http.query", "http.fragment", "url.query", "url.fragment",
 
 def begin(dsn: str, *, traces_sample_rate: float, environment: str, release: str | None) -> Report:
     """Switch it on; return what reports a crash. Its threads are made when they are first needed, in a worker."""
+    # It would speak of every attempt to reach a Sentry that is away.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     sentry_sdk.init(
         dsn=dsn,
         environment=environment,
