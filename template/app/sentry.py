@@ -79,7 +79,7 @@ def clean(event: Any, _hint: Any) -> Any:
     request = event.get("request", {})
     event["request"] = {name: value for name, value in request.items() if name not in WITHHELD}
     for error in event.get("exception", {}).get("values", []):
-        # Further lines of a database's error quote rows and parameters.
+        # Further lines quote what was sent, such as rows and parameters.
         error["value"] = (error.get("value") or "").partition("\n")[0]
     return scrubbed(event)
 

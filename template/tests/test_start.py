@@ -29,8 +29,8 @@ def test_every_refused_setting_is_named() -> None:
 
 
 def test_an_error_that_knows_its_mend_keeps_it() -> None:
-    event = {"event": "database_away", "error": "OSError()", "mend": "start it"}
-    assert found({"msg": event}) == {"problem": "database_away: OSError()", "mend": "start it"}
+    event = {"event": "store_away", "error": "OSError()", "mend": "start it"}
+    assert found({"msg": event}) == {"problem": "store_away: OSError()", "mend": "start it"}
 
 
 @pytest.mark.parametrize(
