@@ -100,11 +100,12 @@ async def test_of_many_that_ask_at_once_one_computes(shop: Shop) -> None:
 async def test_what_takes_too_long_is_computed_by_those_that_wait(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cached, "LOCK_S", SLOW_S)
     may_end = asyncio.Event()
     first = asyncio.create_task(shop.ask(0, shop.read_until(may_end)))
     await shop.has_read.wait()
+    monkeypatch.setattr(cached, "LOCK_S", SLOW_S)
     assert await shop.ask(1) == 1
+    assert shop.took_s < LOCK_S / 2, "it waited until the lock ran out"
     assert shop.reads == 2
     may_end.set()
     assert await first == 1
