@@ -161,7 +161,8 @@ class Breaker:
             self._show(CLOSED if self.open_until is None else OPEN)
         elif failed:
             self.failures += 1
-            if self.open_until is not None or self.failures >= self.most_failures:
+            # A try that fails is one more of them.
+            if self.failures >= self.most_failures:
                 self._open()
         else:
             self.failures = 0

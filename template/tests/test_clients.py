@@ -153,6 +153,15 @@ async def test_attempts_end(peer: Peer, opened: Open, method: str, log_lines: Lo
     assert 0.005 <= lines[0]["wait_s"] <= 0.01 <= lines[1]["wait_s"] <= 0.015
 
 
+async def test_no_two_wait_alike(peer: Peer, opened: Open, log_lines: LogLines) -> None:
+    peer.answers = [reply(503)]
+    asked = await opened(peer.url, backoff_s=0.02, attempts=2, breaker_failures=100)
+    await fail(asked, 6, "GET")
+    waits = [line["wait_s"] for line in log_lines() if line["event"] == "retry"]
+    assert len(waits) == 6
+    assert len(set(waits)) > 1
+
+
 async def test_who_refuses_connections_is_tried_again(opened: Open, log_lines: LogLines) -> None:
     async with open_peer() as gone:
         url = gone.url
@@ -380,7 +389,7 @@ async def test_what_began_before_a_service_was_left_alone_says_nothing_of_it_aft
 
 async def test_one_slow_service_takes_no_connections_from_another(peer: Peer, opened: Open) -> None:
     async with open_peer(hang) as slow:
-        busy = await opened(slow.url, name="busy", pool_size=2, read_timeout_s=30)
+        busy = await opened(slow.url, name="busy", pool_size=2, read_timeout_s=30, breaker_failures=1)
         free = await opened(peer.url, name="free", pool_size=2)
         calls = [asyncio.create_task(busy.request("GET", "/")) for _ in range(2)]
         await slow.asked(2)
