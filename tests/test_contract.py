@@ -21,7 +21,7 @@ OWN = {
 }
 
 CI = [".github/workflows/ci.yml", ".gitlab-ci.yml"]
-FOREIGN_PORTS = {"2019", "5432", "6379"}
+FOREIGN_PORTS = {"2019", "5432", "6379", "9464"}
 # What a name without a folder may end in and be meant as a file of the project.
 FILE = re.compile(r"\.?[\w*-]+\.(?:conf|ini|md|py|sh|toml|txt|ya?ml)|Dockerfile|\.dockerignore")
 REGISTRY = re.compile(r"\b((?:docker|ghcr|gcr|quay)\.io|registry\.gitlab\.com)/")
