@@ -21,7 +21,7 @@ SLUG = "orders-desk"
 SYSTEMD = [row for row in pairwise() if row["deployment"] == "systemd"]
 DOCKER = [row for row in pairwise() if row["deployment"] == "docker"]
 VERBS = [
-    *("setup", "release", "rollback", "restart", "status"),
+    *("setup", "release", "rollback", "restart", "status", "doctor"),
     *("logs", "log-level", "metrics", "run", "config"),
 ]
 WITH_DATABASE = ["backup", "restore"]
@@ -272,6 +272,48 @@ def test_a_service_that_tells_others_gets_a_network(
 
 
 @pytest.mark.parametrize(
+    ("pair", "left"),
+    [
+        ("WORKERS=", "#WORKERS=1\nOTHER='x'\nWORKERS_MAX='3'\n"),
+        ("OTHER=", "#WORKERS=1\nWORKERS='2'\nWORKERS_MAX='3'\n"),
+        ("NEW=", "#WORKERS=1\nWORKERS='2'\nOTHER='x'\nWORKERS_MAX='3'\n"),
+        ("WORKERS=4", "OTHER='x'\nWORKERS_MAX='3'\nWORKERS='4'\n"),
+    ],
+)
+def test_a_variable_without_a_value_is_unset(
+    pair: str, left: str, with_images: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "env"
+    file.write_text("#WORKERS=1\nWORKERS='2'\nOTHER='x'\nWORKERS_MAX='3'\n")
+    own = "sed -n '/^change_variable()/,/^}/p; /^set_variable()/,/^}/p' deploy/deploy.sh"
+    shell(with_images, f'eval "$({own})"; change_variable "$1" "$2"', str(file), pair)
+    assert file.read_text() == left
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("export A=b", "line 2 of /etc/x must go: `export`"),
+        ("SERVER_BIND=unix:x", "line 2 of /etc/x must go"),
+        ("WEB_CONCURRENCY=", "an empty WEB_CONCURRENCY is no number"),
+        ("WEB_CONCURRENCY=''", "an empty WEB_CONCURRENCY is no number"),
+        ('WEB_CONCURRENCY="" ', "an empty WEB_CONCURRENCY is no number"),
+        ("WEB_CONCURRENCY='2'", ""),
+        ("#WEB_CONCURRENCY=", ""),
+    ],
+)
+def test_lines_that_no_release_can_mend_are_named(
+    line: str, says: str, with_images: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "env"
+    file.write_text(f"A='b'\n{line}\n")
+    own = "ENV_FILE=/etc/x; eval \"$(sed -n '/^mistake_in()/,/^}/p' deploy/deploy.sh)\""
+    said = shell(with_images, f'{own}; mistake_in "$1"', str(file))
+    assert said.startswith("line 2 of /etc/x must go") == bool(says)
+    assert says in said
+
+
+@pytest.mark.parametrize(
     ("image", "commit"),
     [
         ("host:5000/team/api:1f2e3d4c5b6a", "1f2e3d4c5b6a"),
@@ -304,6 +346,90 @@ def test_an_old_engine_is_known_by_its_version(
     find = 'eval "$(grep "^at_least()" deploy/deploy.sh)"'
     says = shell(with_images, f'{find}; at_least "$1" "$2" && echo yes || echo no', least, version)
     assert says == ("yes\n" if enough else "no\n")
+
+
+EXAMINED = re.compile(r"^(ok|warn|fail) +([a-z ]+): .", re.MULTILINE)
+
+
+@pytest.mark.parametrize("answers", [SYSTEMD[0], DOCKER[0]], ids=row_id)
+def test_the_doctor_looks_at_everything_whatever_is_broken(
+    answers: Answers, template: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    project = rendered(answers, template, tmp_path_factory)
+    # A program that fails, and one that never ends.
+    for name, does in (("df", "echo no df today >&2; exit 3"), ("ss", "sleep 60")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = deploy(project, "--server", "doctor", PATH=path, DEPLOY_EXAMINE_S="6")
+    assert done.returncode == 1
+    checks = re.search(
+        r"^CHECKS=\(\n(.*?)^\)", (project / "deploy/doctor.sh").read_text(), re.S | re.M
+    )
+    assert checks
+    looked_at = [what for _, what in EXAMINED.findall(done.stdout)]
+    # What only a release can find out is called by its first part.
+    expected = ["settings" if one == "inside" else one for one in checks[1].split()[1:]]
+    assert [what for what in looked_at if what != "engine"] == expected
+    assert ("engine" in looked_at) == (answers["deployment"] == "docker")
+    assert ("backups" in looked_at) == (answers["database"] != "none")
+    assert ("renewal" in looked_at) == (answers["proxy"] == "nginx")
+    assert "fail  disk: the check broke off: no df today\n" in done.stdout
+    assert "fail  ports: no end after 6 s\n" in done.stdout
+    assert "fail  slot: nothing has been released yet\n" in done.stdout
+    lines = done.stdout.splitlines()
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        assert below.startswith("      mend: ") or not line.startswith("fail"), line
+    failed = [what for level, what in EXAMINED.findall(done.stdout) if level == "fail"]
+    assert done.stderr == (
+        f"deploy.sh: failed: {', '.join(failed)}\n"
+        "next: mend the first of them; those after it may follow from it\n"
+    )
+
+
+def reported(project: Path, folder: Path, check: str, **programs: str) -> str:
+    """What one check says where some programs are not what they were."""
+    for name, does in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{does}\n")
+        (folder / name).chmod(0o755)
+    path = f"{folder}:{os.environ['PATH']}"
+    return deploy(project, "--server", "examine", check, PATH=path).stdout
+
+
+OWN = "echo '1: eth0 inet 192.0.2.7/24 scope global'"
+
+
+@pytest.mark.parametrize(
+    ("known", "begins"),
+    [
+        ("echo '192.0.2.7 STREAM'", "ok    dns: orders.test is 192.0.2.7, by DNS"),
+        ("echo '192.0.2.8 STREAM'", "warn  dns: orders.test is 192.0.2.8, which is no address of"),
+        ("exit 2", "fail  dns: orders.test leads nowhere"),
+    ],
+)
+def test_the_doctor_sees_where_the_name_leads(
+    known: str, begins: str, with_images: Path, tmp_path: Path
+) -> None:
+    said = reported(with_images, tmp_path, "dns", getent=known, ip=OWN)
+    assert said.startswith(begins)
+
+
+def test_the_doctor_counts_errors_by_event_and_shows_the_newest(
+    with_images: Path, tmp_path: Path
+) -> None:
+    lines = [
+        '{"level": "error", "event": "Worker (pid:12) was sent SIGKILL!"}',
+        '{"level": "info", "event": "request"}',
+        '{"level": "critical", "event": "first \\"of\\" two"}',
+        '{"level": "error", "event": "Worker (pid:99) was sent SIGKILL!"}',
+    ]
+    (tmp_path / "lines").write_text("".join(f"{line}\n" for line in lines))
+    docker = f'case "$*" in *logs*green*) cat {tmp_path}/lines;; esac'
+    said = reported(with_images, tmp_path, "errors", docker=docker).splitlines()
+    assert said[0] == "warn  errors: 3 in the last 60 minutes; of each event the newest:"
+    assert said[1] == f"      2 x Worker (pid:N) was sent SIGKILL!: {lines[3]}"
+    assert said[2].startswith("      1 x first ")
+    assert said[3].startswith("      mend: ")
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is missing")

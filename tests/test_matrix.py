@@ -25,10 +25,11 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         app/rates/__init__.py app/rates/client.py app/rates/routes.py app/rates/schemas.py
         ops/grafana/dashboard.json ops/logs.md ops/prometheus/alerts.yml
         ops/prometheus/alerts_test.yml ops/prometheus/scrape.yml ops/runbook.md
-        scripts/document_settings.py scripts/preflight.py
+        scripts/doctor.py scripts/document_settings.py scripts/findings.py scripts/preflight.py
         static/favicon.svg
         tests/conftest.py tests/peer.py tests/rates/test_routes.py tests/slow_app.py
-        tests/test_clients.py tests/test_docs.py tests/test_errors.py
+        tests/test_clients.py tests/test_docs.py tests/test_doctor.py
+        tests/test_errors.py
         tests/test_gunicorn.py tests/test_health.py tests/test_levels.py tests/test_limits.py
         tests/test_logs.py tests/test_main.py tests/test_metrics.py tests/test_middleware.py
         tests/test_openapi.py tests/test_server.py tests/test_settings.py tests/test_start.py
@@ -43,24 +44,25 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         app/items/__init__.py app/items/dependencies.py app/items/models.py app/items/queries.py
         app/items/routes.py app/items/schemas.py
         migrations/env.py migrations/script.py.mako migrations/versions/0001_items.py
-        scripts/backup.py
+        scripts/backup.py scripts/doctor_db.py
         tests/fixtures/db.py tests/idempotency/test_once.py tests/items/test_routes.py
         tests/test_backup.py tests/test_db.py
-        tests/test_migrations.py
+        tests/test_doctor_db.py tests/test_migrations.py
         """,
     ),
     (
         {"database": {"postgresql"}},
         """
-        app/postgresql.py scripts/backup_postgresql.py scripts/beside.py scripts/postgresql.py
+        app/postgresql.py scripts/backup_postgresql.py scripts/beside.py
+        scripts/doctor_postgresql.py scripts/postgresql.py
         tests/fixtures/postgresql.py
-        tests/test_backup_postgresql.py tests/test_postgresql.py
+        tests/test_backup_postgresql.py tests/test_doctor_postgresql.py tests/test_postgresql.py
         """,
     ),
     (
         {"database": {"sqlite"}},
-        "app/sqlite.py scripts/backup_sqlite.py tests/fixtures/sqlite.py "
-        "tests/test_backup_sqlite.py tests/test_sqlite.py",
+        "app/sqlite.py scripts/backup_sqlite.py scripts/doctor_sqlite.py tests/fixtures/sqlite.py "
+        "tests/test_backup_sqlite.py tests/test_doctor_sqlite.py tests/test_sqlite.py",
     ),
     (
         {"database": {"none"}},
@@ -72,8 +74,9 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
     (
         {"cache": {"redis"}},
         """
-        app/cache.py app/cached.py app/counters.py scripts/beside.py scripts/redis.py
-        tests/fixtures/redis.py tests/test_cache.py tests/test_cached.py tests/test_counters.py
+        app/cache.py app/cached.py app/counters.py scripts/beside.py scripts/doctor_cache.py
+        scripts/redis.py tests/fixtures/redis.py tests/test_cache.py tests/test_cached.py
+        tests/test_counters.py tests/test_doctor_cache.py
         """,
     ),
     (
@@ -83,7 +86,8 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
     (
         {},
         """
-        deploy/app.service deploy/deploy.sh deploy/metrics.service deploy/metrics.socket
+        deploy/app.service deploy/deploy.sh deploy/doctor.sh deploy/metrics.service
+        deploy/metrics.socket
         deploy/smoke.txt deploy/trusted-proxies.txt deploy/uv.txt
         """,
     ),

@@ -12,7 +12,7 @@ COMPOSE = f"cd /srv/{SLUG} && docker compose"
 USER = 10001
 # What a proxy may be left with.
 NET_BIND_SERVICE = 1 << 10
-SERVICES = {"postgresql": "postgres", "redis": "redis"}
+SERVICES = {"postgresql": "postgres", "redis": "redis", "proxy": "proxy"}
 
 
 class Docker(Target):
@@ -82,6 +82,21 @@ class Docker(Target):
 
     def start(self, service: str) -> None:
         self.machine.run(f"{COMPOSE} start {SERVICES[service]}")
+
+    def restart_slot(self, slot: str) -> None:
+        self.machine.run(f"docker restart --timeout 1 {SLUG}-{slot}-1")
+
+    def restarts(self, slot: str) -> int:
+        return int(self.inspect(slot)["RestartCount"])
+
+    @property
+    def site(self) -> str:
+        names = {"nginx": f"{SLUG}-https.conf", "caddy": f"{SLUG}.caddy"}
+        return f"/srv/{SLUG}/proxy/conf.d/{names[self.row.proxy]}"
+
+    @property
+    def certificates(self) -> tuple[str, str]:
+        return f"/var/lib/{SLUG}-proxy/live", "10002:10001"
 
     def reload_proxy(self) -> None:
         commands = {

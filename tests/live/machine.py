@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -487,6 +487,15 @@ class Machine:
         }
         config.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
         return f"ssh -F {config}"
+
+
+def until(condition: Callable[[], object], what: str, seconds: float) -> float:
+    """Wait for something; return how long it took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
+    return time.monotonic() - started
 
 
 def key() -> Path:

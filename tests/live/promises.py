@@ -25,9 +25,9 @@ from websockets.sync.client import connect as connect_websocket
 
 from tests.browser import check_docs
 from tests.live.edge_routes import EDGE
-from tests.live.machine import CGROUPS, call, leader
+from tests.live.machine import CGROUPS, call, leader, until
 from tests.live.project import SLUG
-from tests.live.rehearsal import CA, SOAK, until
+from tests.live.rehearsal import CA, SOAK
 from tests.live.site import CUT, Answer, Site
 
 HSTS = "max-age=63072000"

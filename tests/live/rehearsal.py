@@ -15,8 +15,9 @@ import pytest
 
 from tests.live import authority, machine
 from tests.live.authority import Authority
+from tests.live.doctor import doctor
 from tests.live.load import Load, Request, added, failures, worst
-from tests.live.machine import Machine
+from tests.live.machine import Machine, until
 from tests.live.project import (
     CANARY,
     DOMAIN,
@@ -118,15 +119,6 @@ class Rehearsal:
 def open_at(begin: float, end: float) -> Callable[[Request], bool]:
     """Excuse requests that were open at some time between two moments."""
     return lambda one: one.start <= end + 0.2 and one.end >= begin - 0.2
-
-
-def until(condition: Callable[[], object], what: str, seconds: float) -> float:
-    """Wait for something; return how long it took."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
-    return time.monotonic() - started
 
 
 # ------------------------------------------- 1. from a bare server to HTTPS
@@ -663,6 +655,7 @@ def rehearse(
                 time.sleep(1)
             r.load.settle()
         r.check_load()
+        doctor(r)
         summarize(r)
         no_secret(r)
         first.close()

@@ -37,12 +37,30 @@ class Systemd(Target):
         self.machine.run(f"systemctl set-property --runtime {self.unit(slot)} MemoryMax={limit}")
 
     def stop(self, service: str) -> None:
-        unit = {"postgresql": "postgresql@*", "redis": f"redis-server@{SLUG}"}[service]
-        self.machine.run(f"systemctl stop '{unit}'")
+        self.machine.run(f"systemctl stop '{self.units(postgresql='postgresql@*')[service]}'")
 
     def start(self, service: str) -> None:
-        unit = {"postgresql": "postgresql", "redis": f"redis-server@{SLUG}"}[service]
-        self.machine.run(f"systemctl start {unit}")
+        self.machine.run(f"systemctl start {self.units(postgresql='postgresql')[service]}")
+
+    def units(self, *, postgresql: str) -> dict[str, str]:
+        """The units of services; that of PostgreSQL is none itself, and starts those that are."""
+        redis, proxy = f"redis-server@{SLUG}", self.row.proxy
+        return {"postgresql": postgresql, "redis": redis, "proxy": proxy}
+
+    def restart_slot(self, slot: str) -> None:
+        self.machine.run(f"systemctl restart --no-block {self.unit(slot)}")
+
+    def restarts(self, slot: str) -> int:
+        return int(self.show(slot, "NRestarts"))
+
+    @property
+    def site(self) -> str:
+        names = {"nginx": f"nginx/conf.d/{SLUG}-https.conf", "caddy": f"caddy/conf.d/{SLUG}.caddy"}
+        return f"/etc/{names[self.row.proxy]}"
+
+    @property
+    def certificates(self) -> tuple[str, str]:
+        return "/etc/letsencrypt/live", "root:root"
 
     def reload_proxy(self) -> None:
         self.machine.run(f"systemctl reload {self.row.proxy}")

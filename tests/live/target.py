@@ -83,11 +83,29 @@ class Target(ABC):
 
     @abstractmethod
     def stop(self, service: str) -> None:
-        """Stop `postgresql` or `redis`."""
+        """Stop `postgresql`, `redis` or `proxy`."""
 
     @abstractmethod
     def start(self, service: str) -> None:
         """Start it again."""
+
+    @abstractmethod
+    def restart_slot(self, slot: str) -> None:
+        """Start a slot anew, whether or not it comes up."""
+
+    @abstractmethod
+    def restarts(self, slot: str) -> int:
+        """How often a slot was started again by itself since then."""
+
+    @property
+    @abstractmethod
+    def site(self) -> str:
+        """The proxy's file for the service."""
+
+    @property
+    @abstractmethod
+    def certificates(self) -> tuple[str, str]:
+        """The folder with a folder for each of nginx's certificates, and whose they are."""
 
     @abstractmethod
     def reload_proxy(self) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.live.docker import COMPOSE, Docker
+from tests.live.machine import until
 from tests.live.project import CANARY, PREFIX, SLUG
-from tests.live.rehearsal import Rehearsal, open_at, rehearse, selected, until
+from tests.live.rehearsal import Rehearsal, open_at, rehearse, selected
 from tests.live.target import Row
 
 pytestmark = [pytest.mark.slow, pytest.mark.live]
