@@ -8,6 +8,8 @@ PORT ?= 8000
 JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 # Debian and Ubuntu packages with programs that tests run.
 SYSTEM_PACKAGES := chromium chromium-driver jq prometheus redis-server
+# What benchmarks are run with, beside nghttp2-client.
+BENCHMARK_PACKAGES := caddy nginx
 # Those that boot the machines of tests/live.
 LIVE_PACKAGES := debootstrap systemd-container iproute2 iptables openssh-client nghttp2-client openssl pebble
 
@@ -42,6 +44,10 @@ soak: ## The same with 100,000 requests, and on twice as many servers
 .PHONY: quick
 quick: install ## Run what takes less than a minute
 	$(WITH_TOOLS) .venv/bin/pytest --quick --numprocesses $(JOBS) --dist worksteal $(ARGS)
+
+.PHONY: benchmark
+benchmark: install packages ## Measure what the generated service costs, and write docs/performance.md
+	$(WITH_TOOLS) .venv/bin/python -m benchmarks $(ARGS)
 
 .PHONY: lint
 lint: install ## Check style and types
@@ -80,9 +86,9 @@ install: .venv/installed ## Make .venv exactly what requirements-dev.txt says
 # Without them the tests that need one are skipped by name; for CI that is not good enough.
 .PHONY: packages
 packages:
-	@tools/packages.sh $(SYSTEM_PACKAGES) $(LIVE_PACKAGES) || { test "$$CI" != true && echo 'Tests that need them are skipped.'; }
+	@tools/packages.sh $(SYSTEM_PACKAGES) $(BENCHMARK_PACKAGES) $(LIVE_PACKAGES) || { test "$$CI" != true && echo 'Tests that need them are skipped.'; }
 
 .PHONY: clean
 clean: ## Remove what can be made again
 	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache
-	find tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find benchmarks tests tools -name __pycache__ -prune -exec rm -rf {} +

@@ -9,6 +9,9 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from json.encoder import encode_basestring_ascii as quoted
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
@@ -25,6 +28,13 @@ SECRET_KEY = re.compile(
 )
 URL_PASSWORD = re.compile(r"(?P<user>[a-z][a-z0-9+.-]*://[^:/@\s\"]*:)[^/\s\"]+@", re.IGNORECASE)
 REDACTED = "[redacted]"
+
+# Named so that structlog's contextvars take it into every line of a request.
+REQUEST_ID: ContextVar[str] = ContextVar("structlog_request_id")
+REQUEST_FIELDS = frozenset({"request_id", "method", "route", "path", "status", "client", "event", "level"})
+LEVELS = {logging.DEBUG: "debug", logging.INFO: "info"}
+ACCESS_LOGGER = logging.getLogger("app.access")
+access_log = structlog.stdlib.get_logger("app.access")
 
 
 def redact(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":
@@ -56,6 +66,7 @@ def drop_colors(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "
 class Handler(logging.StreamHandler[Any]):
     """Writes to what is stdout now; a record that cannot be formatted still becomes a line of the same form."""
 
+    json: ClassVar[bool] = True
     # Gets every warning and error, while the service starts.
     notice: ClassVar[Callable[[logging.LogRecord], None] | None] = None
 
@@ -63,7 +74,7 @@ class Handler(logging.StreamHandler[Any]):
         """Write one line."""
         if Handler.notice is not None and record.levelno >= logging.WARNING:
             Handler.notice(record)
-        self.stream = sys.stdout.beneath if isinstance(sys.stdout, Printed) else sys.stdout
+        self.stream = stream_now()
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
@@ -79,6 +90,12 @@ class Handler(logging.StreamHandler[Any]):
             "error": repr(error),
         }
         self.stream.write(json_module.dumps(line) + self.terminator)
+
+
+def stream_now() -> TextIO:
+    """Return what is stdout now, where log lines go."""
+    stdout = sys.stdout
+    return stdout.beneath if type(stdout) is Printed else stdout
 
 
 class Printed(io.TextIOBase):
@@ -119,7 +136,7 @@ def dict_config(*, level: str = "INFO", json: bool = True) -> dict[str, Any]:
         render = [redact, structlog.dev.ConsoleRenderer(exception_formatter=plain)]
     formatter = {
         "()": ProcessorFormatter,
-        "foreign_pre_chain": [*SHARED, structlog.stdlib.ExtraAdder(), drop_colors],
+        "foreign_pre_chain": [*SHARED, *added, structlog.stdlib.ExtraAdder(), drop_colors],
         "processors": [ProcessorFormatter.remove_processors_meta, *render, redact_urls],
     }
     to_stdout: dict[str, Any] = {"handlers": ["stdout"], "level": level, "propagate": False}
@@ -153,10 +170,14 @@ SHARED: "list[Processor]" = [
 ]
 
 
+# Beside those that every line passes through.
+added: "list[Processor]" = []
+
+
 def add(processor: "Processor") -> None:
     """Have every line pass through `processor`, too, from the next `configure` on."""
-    if processor not in SHARED:
-        SHARED.append(processor)
+    if processor not in added:
+        added.append(processor)
 
 
 def set_level(level: str) -> None:
@@ -169,11 +190,13 @@ def configure(*, level: str = "INFO", json: bool = True) -> None:
     """Send everything to stdout: structlog, logging, warnings and whatever ends a thread or the process."""
     logging.config.dictConfig(dict_config(level=level, json=json))
     logging.captureWarnings(capture=True)
+    Handler.json = json
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
             structlog.stdlib.PositionalArgumentsFormatter(),
             *SHARED,
+            *added,
             ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -183,6 +206,65 @@ def configure(*, level: str = "INFO", json: bool = True) -> None:
     sys.excepthook = log_uncaught
     threading.excepthook = log_uncaught_in_thread
     sys.unraisablehook = log_unraisable
+
+
+def write_request(
+    level: int,
+    *,
+    request_id: str,
+    method: str,
+    route: str | None,
+    path: str,
+    status: int,
+    duration_ms: float,
+    sent_bytes: int,
+    client: str | None,
+    user_agent: str | None,
+) -> None:
+    """Write the line that every request has.
+
+    As JSON it is put together here, for the processors, which would write the same, take as long as all of the framework.
+    """
+    if not ACCESS_LOGGER.isEnabledFor(level):
+        return
+    if not Handler.json or added:
+        access_log.log(
+            level,
+            "request",
+            method=method,
+            route=route,
+            path=path,
+            status=status,
+            duration_ms=duration_ms,
+            bytes=sent_bytes,
+            client=client,
+            user_agent=user_agent,
+        )
+        return
+    bound = structlog.contextvars.get_contextvars()
+    line = (
+        f'{{"method": {quoted(method)}, "route": {quoted(route) if route else "null"}, "path": {quoted(path)},'
+        f' "status": {status}, "duration_ms": {duration_ms}, "bytes": {sent_bytes},'
+        f' "client": {quoted(client) if client else "null"},'
+        f' "user_agent": {"null" if user_agent is None else quoted(user_agent)},'
+        f' "event": "request", "request_id": "{request_id}"{others(bound) if len(bound) > 1 else ""},'
+        f' "logger": "app.access", "level": "{LEVELS[level]}", "timestamp": "{datetime.now(UTC).isoformat()[:-6]}Z"}}\n'
+    )
+    if "://" in line:
+        line = redact_urls(None, "", line)
+    stream = stream_now()
+    try:
+        stream.write(line)
+        stream.flush()
+    except OSError:
+        # A full disk does not stop the service.
+        pass
+
+
+def others(bound: dict[str, Any]) -> str:
+    """Return what a request bound to its lines, beside its id, as members of their JSON."""
+    more = {key: value for key, value in bound.items() if key not in REQUEST_FIELDS}
+    return f", {json_module.dumps(redact(None, '', more), default=repr)[1:-1]}" if more else ""
 
 
 def begin() -> None:

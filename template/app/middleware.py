@@ -1,6 +1,7 @@
 """Middleware: pure ASGI, so that a request costs no task, queue or copy more than it must."""
 
 import asyncio
+import logging
 import re
 import secrets
 import time
@@ -9,32 +10,23 @@ from contextlib import suppress
 from http import HTTPStatus
 
 import structlog
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import metrics
+from app import logs
 from app.errors import problem, route_template
+from app.exchange import EXCHANGE, Exchange, Places
+from app.metrics import REFUSED, observe_request
 
 log = structlog.get_logger(__name__)
-access_log = structlog.get_logger("app.access")
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
-HOST = re.compile(r"(?P<name>[a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.IGNORECASE)
+REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{8,64}")
+HOST = re.compile(rb"(?P<name>[a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.IGNORECASE)
 PROBES = frozenset({"/health", "/ready"})
-
-# What every answer says unless its route says otherwise. HSTS is the proxy's to send, which has the certificate.
-SECURITY_HEADERS = (
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-)
-NOT_STORED = (b"cache-control", b"no-store")
-# With an ETag a client may keep an answer, and ask each time whether it still holds.
-REVALIDATED = (b"cache-control", b"private, no-cache")
-# Every event goes to the client at once; a proxy that understands this takes it out.
-UNBUFFERED = (b"x-accel-buffering", b"no")
+RETRY_AFTER = {"Retry-After": "1"}
+# What a Content-Length says of a request without a body, where there is one at all.
+NO_LENGTH = frozenset({b"", b"0"})
 
 
 class Forwarded:
@@ -47,14 +39,14 @@ class Forwarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "lifespan" and over_unix_socket(scope):
-            for name, value in scope["headers"]:
-                # Of several the last counts: the proxy's own, where it added to what a client sent.
-                if name == b"x-forwarded-for":
-                    address = value.rpartition(b",")[2].strip().decode("latin-1")
-                    scope["client"] = (address, 0) if address else None
-                elif name == b"x-forwarded-proto" and value in {b"http", b"https"}:
-                    scheme = value.decode()
-                    scope["scheme"] = scheme.replace("http", "ws") if scope["type"] == "websocket" else scheme
+            # Of several the last counts: the proxy's own, where it added to what a client sent.
+            headers = dict(scope["headers"])
+            address = headers.get(b"x-forwarded-for", b"").rpartition(b",")[2].strip()
+            if address:
+                scope["client"] = (address.decode("latin-1"), 0)
+            scheme = headers.get(b"x-forwarded-proto")
+            if scheme == b"https":
+                scope["scheme"] = "https" if scope["type"] == "http" else "wss"
         await self.app(scope, receive, send)
 
 
@@ -85,127 +77,123 @@ class RootPath:
 
 
 class RequestContext:
-    """Gives every request an id, and writes one access line when it ends."""
+    """Gives every request an id, its answer the headers that all have, and writes and counts it when it ends."""
 
     def __init__(self, app: ASGIApp) -> None:
         """Wrap `app`."""
         self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        if scope["type"] not in {"http", "websocket"}:
-            await self.app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        headers = Headers(scope=scope)
-        request_id = headers.get("x-request-id", "")
-        if not REQUEST_ID.fullmatch(request_id):
-            request_id = secrets.token_hex(16)
-        status = 0
-        sent_bytes = 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status, sent_bytes
-            kind = message["type"]
-            if kind in {"http.response.start", "websocket.http.response.start"}:
-                status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", request_id.encode()),
-                ]
-            elif kind == "http.response.body":
-                sent_bytes += len(message.get("body", b""))
-            elif kind == "websocket.accept":
-                status = HTTPStatus.SWITCHING_PROTOCOLS
-            elif kind == "websocket.close" and not status:
-                status = HTTPStatus.FORBIDDEN
-            await send(message)
-
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            metrics.IN_FLIGHT.inc()
-            try:
-                await self.app(scope, receive, send_with_id)
-            finally:
-                metrics.IN_FLIGHT.dec()
-                if scope["type"] == "http":
-                    seconds = time.perf_counter() - started
-                    metrics.observe_request(scope["method"], route_template(scope), status or 500, seconds)
-                probe = scope["path"] in PROBES
-                client = scope.get("client")
-                (access_log.debug if probe else access_log.info)(
-                    "request",
-                    method=scope.get("method", "WEBSOCKET"),
-                    route=route_template(scope),
-                    path=scope["path"],
-                    # Nothing was sent for a request that was cut while the worker drained; the server says 500.
-                    status=int(status or HTTPStatus.INTERNAL_SERVER_ERROR),
-                    duration_ms=round((time.perf_counter() - started) * 1000, 2),
-                    bytes=sent_bytes,
-                    client=client[0] if client else None,
-                    user_agent=headers.get("user-agent"),
-                )
-
-
-class SecurityHeaders:
-    """Adds to every answer what protects whoever opens it in a browser, and keeps it out of caches."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap `app`."""
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                given = dict(message.get("headers", ()))
-                caching = REVALIDATED if b"etag" in given else NOT_STORED
-                more = [header for header in (*SECURITY_HEADERS, caching) if header[0] not in given]
-                if given.get(b"content-type", b"").startswith(b"text/event-stream"):
-                    more.append(UNBUFFERED)
-                message["headers"] = [*message.get("headers", ()), *more]
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
-
-
-class ErrorBoundary:
-    """Turns a crash into a problem: the log gets the traceback, the client the request id."""
-
-    def __init__(self, app: ASGIApp, report: Callable[[Exception], object] | None = None) -> None:
-        """Wrap `app`; `report` is told of each crash, once."""
-        self.app = app
-        self.report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        response_started = False
-
-        async def watch(message: Message) -> None:
-            nonlocal response_started
-            response_started = True
-            await send(message)
-
+        started = time.perf_counter()
+        headers = dict(scope["headers"])
+        given_id = headers.get(b"x-request-id", b"")
+        request_id = given_id.decode() if REQUEST_ID.fullmatch(given_id) else secrets.token_hex(16)
+        exchange = scope[EXCHANGE] = Exchange(scope, send, headers, request_id)
+        bound = logs.REQUEST_ID.set(request_id)
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, exchange.send)
+        finally:
+            ended = time.perf_counter()
+            method = scope.get("method", "WEBSOCKET")
+            route = route_template(scope)
+            # Nothing was sent for a request that was cut while the worker drained; the server says 500.
+            status = int(exchange.status or HTTPStatus.INTERNAL_SERVER_ERROR)
+            client = scope.get("client")
+            user_agent = headers.get(b"user-agent")
+            logs.write_request(
+                logging.DEBUG if scope["path"] in PROBES else logging.INFO,
+                request_id=request_id,
+                method=method,
+                route=route,
+                path=scope["path"],
+                status=status,
+                duration_ms=round((ended - started) * 1000, 2),
+                sent_bytes=exchange.sent_bytes,
+                client=client[0] if client else None,
+                user_agent=user_agent.decode("latin-1") if user_agent is not None else None,
+            )
+            # A stream that goes on, or a client that reads slowly, is no slow answer.
+            observe_request(method, route, status, (exchange.began_at or ended) - started)
+            logs.REQUEST_ID.reset(bound)
+            # Each holds the other; without this, memory would wait for the garbage collector.
+            del scope[EXCHANGE]
+
+
+class Boundary:
+    """Ends what may not go on: a request that finds no place, one over its budget, and a crash.
+
+    The log gets the traceback of a crash, the client the request id.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        places: Places,
+        budget_s: float,
+        report: Callable[[Exception], object] | None = None,
+    ) -> None:
+        """Wrap `app`; an answer has `budget_s` seconds to begin, where its route has no budget of its own.
+
+        `report` is told of each crash, once.
+        """
+        self.app = app
+        self.report = report
+        self.places = places
+        self.budget_s = budget_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        exchange: Exchange = scope[EXCHANGE]
+        http = scope["type"] == "http"
+        # Supervisors hear from a worker that is overloaded, too.
+        if scope["path"] not in PROBES and not exchange.enter(self.places, self.budget_s if http else None):
+            if http:
+                error = overloaded()
+                await problem(error.status_code, error.detail, headers=error.headers)(scope, receive, send)
+            else:
+                await send({"type": "websocket.close", "code": 1013})
+            return
+        try:
+            await self.app(scope, receive, send)
         except ClientDisconnect:
             # Nobody is there to read it, but the access line has a status.
-            if not response_started:
+            if not exchange.status:
                 await problem(HTTPStatus.BAD_REQUEST)(scope, receive, send)
+        except asyncio.CancelledError:
+            # A worker that stops cancels, too, and then nothing is to be answered.
+            budget_s = exchange.is_over_budget()
+            if budget_s is None:
+                raise
+            log.warning("budget_exceeded", route=route_template(scope), budget_s=budget_s)
+            REFUSED.labels(reason="budget").inc()
+            detail = f"The answer did not begin within {budget_s:g} seconds."
+            await problem(HTTPStatus.GATEWAY_TIMEOUT, detail)(scope, receive, send)
         except Exception as error:
             log.exception("crash", route=route_template(scope))
             if self.report:
                 self.report(error)
             # After the first byte all that is left is to cut the connection, which the server does.
-            if scope["type"] == "websocket":
+            if not http:
                 # The client may be gone already.
                 with suppress(RuntimeError):
                     await send({"type": "websocket.close", "code": 1011})
-            elif not response_started:
+            elif not exchange.status:
                 await problem(HTTPStatus.INTERNAL_SERVER_ERROR)(scope, receive, send)
+        finally:
+            exchange.leave()
+
+
+def overloaded() -> HTTPException:
+    """Return the error for a request that finds no place."""
+    detail = "The service has all the requests that it can answer at a time."
+    return HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, detail, RETRY_AFTER)
 
 
 class TrustedHosts:
@@ -215,8 +203,8 @@ class TrustedHosts:
         """Wrap `app`; `*.domain` in `hosts` matches every subdomain, `*` anything."""
         self.app = app
         self.any = "*" in hosts
-        self.names = frozenset(host.lower() for host in hosts if not host.startswith("*."))
-        self.suffixes = tuple(host[1:].lower() for host in hosts if host.startswith("*."))
+        self.names = frozenset(host.lower().encode() for host in hosts if not host.startswith("*."))
+        self.suffixes = tuple(host[1:].lower().encode() for host in hosts if host.startswith("*."))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -224,6 +212,7 @@ class TrustedHosts:
         if scope["type"] == "lifespan" or scope["path"] in PROBES or self.trusts(scope):
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
+            REFUSED.labels(reason="host").inc()
             response = problem(HTTPStatus.BAD_REQUEST, "This host name is not served here.")
             await response(scope, receive, send)
         else:
@@ -231,7 +220,7 @@ class TrustedHosts:
 
     def trusts(self, scope: Scope) -> bool:
         """Return whether the request names exactly one host, and one of ours."""
-        hosts = Headers(scope=scope).getlist("host")
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
         match = HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if match is None:
             return False
@@ -253,8 +242,13 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self.limit_bytes:
+        exchange: Exchange = scope[EXCHANGE]
+        headers = exchange.headers
+        announced = headers.get(b"content-length", b"")
+        if announced in NO_LENGTH and b"transfer-encoding" not in headers:
+            await self.app(scope, receive, send)
+            return
+        if announced.isdigit() and int(announced) > self.limit_bytes:
             error = self.refusal()
             await problem(error.status_code, error.detail, headers=error.headers)(scope, receive, send)
             return
@@ -268,6 +262,7 @@ class BodyLimit:
                 # Who waits on waits for the client to go.
                 return await receive()
             deadline = deadline or asyncio.get_running_loop().time() + self.timeout_s
+            exchange.pause()
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
@@ -277,16 +272,20 @@ class BodyLimit:
             received_bytes += len(message.get("body", b""))
             if received_bytes > self.limit_bytes:
                 raise self.refusal()
+            if not exchange.resume(complete=complete):
+                raise overloaded()
             return message
 
         await self.app(scope, receive_within_limit, send)
 
     def refusal(self) -> HTTPException:
         """Return the error for a body over the limit; what was not read of it ends with the connection."""
+        REFUSED.labels(reason="body").inc()
         detail = f"The request body is larger than {self.limit_bytes} bytes."
         return HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, {"connection": "close"})
 
     def too_slow(self) -> HTTPException:
         """Return the error for a body that has not come in time."""
+        REFUSED.labels(reason="body").inc()
         detail = f"The request body did not come within {self.timeout_s:g} seconds."
         return HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail, {"connection": "close"})

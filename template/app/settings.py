@@ -148,6 +148,17 @@ class AppSettings(EnvSettings):
     body_timeout_s: Seconds = Field(
         60.0, description="Seconds that a request body may take to come; a slower one is refused with 408."
     )
+    request_budget_s: Seconds = Field(
+        20.0,
+        description="Seconds that an answer may take to begin, counted from when the request is complete; a slower one is"
+        " cancelled and answered with 504. Less than `SERVER_DRAIN_S`.",
+    )
+    max_in_flight: int = Field(
+        100,
+        ge=1,
+        description="Requests that a worker answers at a time; more are refused with 503. A stream that has begun does not"
+        " count.",
+    )
     ready_timeout_s: Seconds = Field(
         2.0, description="Seconds that `/ready` waits for each dependency before it counts as failed."
     )
@@ -238,6 +249,21 @@ class ServerSettings(EnvSettings):
         """Where metrics are served: beside the socket of the service, None where it has none."""
         name = self.bind.removeprefix("unix:")
         return Path(name).with_name(METRICS_SOCKET) if name != self.bind else None
+
+
+def check_budget(app: AppSettings, server: ServerSettings) -> None:
+    """Check that a worker that stops still finishes every request.
+
+    Raises:
+        SettingsError: a request may take as long as a worker has to stop, or longer.
+    """
+    if app.request_budget_s >= server.drain_s:
+        budget, drain = AppSettings.variable("request_budget_s"), ServerSettings.variable("drain_s")
+        wrong = (
+            f"is {app.request_budget_s:g} s, and must be less than {drain}, which is {server.drain_s} s:"
+            f" lower {budget}, or raise {drain}"
+        )
+        raise SettingsError({budget: wrong})
 
 
 class ServiceSettings(EnvSettings):

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 
+from app.exchange import budget
 from app.main import create_app
 
 
@@ -24,7 +25,7 @@ def create() -> FastAPI:
     if os.environ.get("FAIL_LIFESPAN"):
         app.router.lifespan_context = fail
 
-    @app.get("/sleep")
+    @app.get("/sleep", dependencies=[budget(None)])
     async def sleep(seconds: float) -> str:
         await asyncio.sleep(seconds)
         return "slept"

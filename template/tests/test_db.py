@@ -10,9 +10,10 @@ from alembic import command
 from alembic.config import Config
 from anyio import to_thread
 from fastapi import FastAPI
-from sqlalchemy import text
+from sqlalchemy import QueuePool, text
 
 from app.db import ALEMBIC_INI, Db, Reading, Writing, uuid7
+from app.exchange import budget
 from app.main import Settings, create_app
 from app.metrics import POOL_TIMEOUTS
 from app.settings import load
@@ -33,7 +34,26 @@ def app(settings: Settings) -> FastAPI:
     async def writes_while_reading(session: Reading) -> None:
         await session.execute(text("DELETE FROM items"))
 
+    @app.post("/never-ends", dependencies=[budget(0.2)])
+    async def never_ends(session: Writing) -> None:
+        await session.execute(text("DELETE FROM items"))
+        await asyncio.sleep(60)
+
     return app
+
+
+async def test_a_route_over_its_budget_is_rolled_back_and_gives_its_connection_back(
+    client: httpx2.AsyncClient, app: FastAPI
+) -> None:
+    await client.post("/api/v1/items", json={"name": "chair", "price_cents": 1})
+    for _ in range(2):
+        assert (await client.post("/never-ends")).status_code == 504
+    assert len((await client.get("/api/v1/items")).json()["items"]) == 1
+    db: Db = app.state.db
+    for engine in (db.reader, db.writer):
+        assert isinstance(engine.pool, QueuePool)
+        assert engine.pool.checkedout() == 0
+    assert (await client.post("/api/v1/items", json={"name": "table", "price_cents": 1})).status_code == 201
 
 
 async def test_an_error_in_the_route_rolls_its_transaction_back(client: httpx2.AsyncClient) -> None:

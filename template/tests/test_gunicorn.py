@@ -166,7 +166,7 @@ def test_a_whole_run_from_the_first_line_to_the_last(tmp_path: Path, start: Call
 def test_a_request_that_takes_too_long_to_drain_is_cut_and_the_rest_closes(
     start: Callable[..., Gunicorn],
 ) -> None:
-    gunicorn = start(SERVER_DRAIN_S="1")
+    gunicorn = start(SERVER_DRAIN_S="1", APP_REQUEST_BUDGET_S="0.5")
     wait_for(gunicorn.ready)
     with ThreadPoolExecutor() as threads:
         slow = threads.submit(gunicorn.get, "/sleep?seconds=60")

@@ -1,11 +1,14 @@
 """What is particular to PostgreSQL."""
 
+import asyncio
+
 import httpx2
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import Connection, func, select, text
 
 from app.db import Db, Reading
+from app.exchange import budget
 from app.main import Settings, create_app
 from app.postgresql import (
     MIGRATION_LOCK,
@@ -18,6 +21,46 @@ from app.postgresql import (
 from app.settings import SettingsError, load
 from tests.conftest import LogLines, client_of
 from tests.fixtures.postgresql import execute
+
+
+@pytest.fixture
+def app(settings: Settings) -> FastAPI:
+    """The application with a slow route."""
+    app = create_app(settings)
+
+    @app.get("/sleep")
+    async def sleep(session: Reading, seconds: float) -> None:
+        await session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
+
+    @app.get("/sleep-over-budget", dependencies=[budget(0.2)])
+    async def sleep_over_budget(session: Reading) -> None:
+        await session.execute(text("SELECT pg_sleep(9)"))
+
+    return app
+
+
+async def test_a_statement_over_the_budget_is_ended_on_the_server_too(
+    app: FastAPI, client: httpx2.AsyncClient
+) -> None:
+    db: Db = app.state.db
+
+    async def running() -> int:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE state <> 'idle' AND query LIKE '%pg_sleep(9)'"
+        async with db.reader.connect() as connection:
+            return int((await connection.execute(text(query))).scalar_one())
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(client.get("/sleep-over-budget")) for _ in range(9)]
+        async with asyncio.timeout(2):
+            while not await running():
+                await asyncio.sleep(0.01)  # noqa: ASYNC110 - it is the server that is asked
+    assert [task.result().status_code for task in tasks] == [504] * 9
+    async with asyncio.timeout(2):
+        while await running():
+            await asyncio.sleep(0.05)  # noqa: ASYNC110 - as above
+    # As many as there are connections, all of which are free again.
+    answers = await asyncio.gather(*(client.get("/sleep?seconds=0.1") for _ in range(10)))
+    assert [answer.status_code for answer in answers] == [200] * 10
 
 
 async def test_connections_that_died_in_the_pool_are_noticed(

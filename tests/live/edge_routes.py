@@ -24,6 +24,8 @@ from fastapi.responses import (
     StreamingResponse,
 )
 
+from app.exchange import budget
+
 router = APIRouter(prefix="/edge")
 hidden = APIRouter()
 TEXT = "The quick brown fox jumps over the lazy dog. " * 400
@@ -66,7 +68,7 @@ async def events(count: int = 10, gap: float = 0.3) -> StreamingResponse:
     return StreamingResponse(generate(), media_type="text/event-stream")
 
 
-@router.get("/slow")
+@router.get("/slow", dependencies=[budget(None)])
 async def slow(seconds: float) -> PlainTextResponse:
     await asyncio.sleep(seconds)
     return PlainTextResponse("slow")

@@ -156,7 +156,8 @@ def bring_up(r: Rehearsal) -> None:
     # Long enough for the stream, and no longer.
     # All of the load comes from one address.
     r.operator.deploy(
-        *("config", "SERVER_WORKER_TIMEOUT_S=6", "SERVER_DRAIN_S=10", "APP_RATE_LIMIT=off"),
+        *("config", "SERVER_WORKER_TIMEOUT_S=6", "SERVER_DRAIN_S=10", "APP_REQUEST_BUDGET_S=9"),
+        "APP_RATE_LIMIT=off",
         *r.target.settings,
     )
     r.operator.deploy("restart")

@@ -1,0 +1,1 @@
+"""What the generated service costs, side by side with less."""

@@ -1,0 +1,235 @@
+"""`python -m benchmarks`: measure, and write the figures into docs/performance.md."""
+
+import argparse
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from benchmarks import project as projects
+from benchmarks.proxies import PROXIES
+from benchmarks.server import HOST, Server, processors, serve
+
+DOCUMENT = projects.ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->"
+# More than any run sends: clients count by their address.
+RATE = "1000000/second"
+
+# What is switched off, and how.
+FEATURES = {
+    "the access line": {"APP_LOG_LEVEL": "WARNING"},
+    "metrics": {"BENCH_WITHOUT": "metrics"},
+    "security headers": {"BENCH_WITHOUT": "headers"},
+    "budget and places": {"BENCH_WITHOUT": "budget"},
+    "host names": {"BENCH_WITHOUT": "TrustedHosts"},
+    "the body's limits": {"BENCH_WITHOUT": "BodyLimit"},
+    "the proxy's headers": {"BENCH_WITHOUT": "Forwarded"},
+}
+
+Row = tuple[str, ...]
+Tables = dict[str, list[Row]]
+
+
+class Bench:
+    """The project that is measured, and how long."""
+
+    def __init__(self, project: Path, folder: Path, *, rounds: int, requests: int) -> None:
+        self.project = project
+        self.folder = folder
+        self.rounds = rounds
+        self.requests = requests
+        self.number = 0
+
+    @contextmanager
+    def server(self, app: str, bind: str = "unix", **own: str) -> Iterator[Server]:
+        """Serve one of the applications by gunicorn with one worker."""
+        self.number += 1
+        folder = self.folder / str(self.number)
+        (folder / "prometheus").mkdir(parents=True)
+        address = f"unix:{folder}/app.sock"
+        if bind != "unix":
+            address = f"http://{bind}"
+        listen = bind if bind != "unix" else address
+        environment = {
+            "PYTHONPATH": str(self.project),
+            "APP_ALLOWED_HOSTS": HOST,
+            # Only development may bind TCP.
+            "APP_ENVIRONMENT": "production" if bind == "unix" else "development",
+            "APP_LOG_FORMAT": "json",
+            "APP_DOCS": "false",
+            "SERVER_BIND": listen,
+            "WEB_CONCURRENCY": "1",
+            "PROMETHEUS_MULTIPROC_DIR": str(folder / "prometheus"),
+            **own,
+        }
+        configuration = "gunicorn_conf.py" if app == "full" else "bench_conf.py"
+        command = [str(self.project / ".venv/bin/python"), "-m", "gunicorn"]
+        command += ["--config", str(self.project / configuration), "--bind", listen]
+        with serve([*command, f"bench_apps:{app}()"], address, folder, environment) as server:
+            yield server
+
+    def in_turns(self, servers: Mapping[str, Server]) -> dict[str, list[float]]:
+        """Return what a request costs each of the servers, in microseconds, in every round."""
+        for server in servers.values():
+            server.load(self.requests // 4 or 1)
+        costs: dict[str, list[float]] = {name: [] for name in servers}
+        names = list(servers)
+        for turn in range(self.rounds):
+            # Each is first, and each is last.
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                costs[name].append(servers[name].cost(self.requests))
+        return costs
+
+
+def ratio(costs: Mapping[str, list[float]], name: str, base: str) -> float:
+    """Return by how much one costs more than the other; each round is compared with itself."""
+    pairs = zip(costs[name], costs[base], strict=True)
+    return statistics.median(one / other for one, other in pairs)
+
+
+def compare(bench: Bench) -> Tables:
+    """Measure what a request costs, and a worker."""
+    apps = {
+        "an ASGI callable": "raw",
+        "FastAPI alone": "naked",
+        "the generated service": "full",
+    }
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(bench.server(app)) for name, app in apps.items()}
+        costs = bench.in_turns(servers)
+        started = {name: [server.started_s] for name, server in servers.items()}
+        memory = {name: server.worker_memory() / 1e6 for name, server in servers.items()}
+    for _ in range(min(bench.rounds - 1, 4)):
+        for name, app in apps.items():
+            with bench.server(app) as server:
+                started[name].append(server.started_s)
+    requests: list[Row] = []
+    workers: list[Row] = []
+    for name in apps:
+        against = f"{ratio(costs, name, 'FastAPI alone'):.2f}"
+        requests.append((name, f"{statistics.median(costs[name]):.0f} µs", against))
+        start_s = statistics.median(started[name])
+        workers.append((name, f"{memory[name]:.0f} MB", f"{start_s:.1f} s"))
+    return {
+        "| Served | Processor time of a request | Against FastAPI alone |": requests,
+        "| Served | Memory of a worker (PSS) | From start to first answer |": workers,
+    }
+
+
+def features(bench: Bench) -> Tables:
+    """Measure what each feature costs, by leaving it out."""
+    with ExitStack() as stack:
+        servers = {"all": stack.enter_context(bench.server("full"))}
+        for name, environment in FEATURES.items():
+            servers[name] = stack.enter_context(bench.server("full", **environment))
+        limited = stack.enter_context(bench.server("full", APP_RATE_LIMIT=RATE))
+        costs = bench.in_turns(servers | {"rate": limited})
+    rows: list[Row] = [
+        (f"without {name}", f"{100 * (ratio(costs, name, 'all') - 1):+.0f} %") for name in FEATURES
+    ]
+    rows.append(("with `APP_RATE_LIMIT` on", f"{100 * (ratio(costs, 'rate', 'all') - 1):+.0f} %"))
+    return {"| The generated service | Processor time of a request |": rows}
+
+
+def ways(bench: Bench) -> Tables:
+    """Measure the way to the service: by unix socket, by TCP, through a proxy."""
+    with ExitStack() as stack:
+        direct = stack.enter_context(bench.server("full"))
+        by_tcp = stack.enter_context(bench.server("full", bind="127.0.0.1:18431"))
+        servers = {"unix socket": direct, "TCP": by_tcp}
+        for name, start in PROXIES.items():
+            folder = bench.folder / name
+            folder.mkdir()
+            servers[name] = stack.enter_context(start(direct.address, folder))
+        costs = bench.in_turns(servers)
+        rates = {name: server.load(bench.requests) for name, server in servers.items()}
+    rows: list[Row] = []
+    for name in servers:
+        what = f"{name} in front, its own" if name in PROXIES else name
+        cost = f"{statistics.median(costs[name]):.0f} µs"
+        against = f"{ratio(costs, name, 'unix socket'):.2f}"
+        rows.append((what, cost, against, f"{rates[name]:.0f}/s"))
+    return {"| The way | Processor time of a request | Against the unix socket | Requests |": rows}
+
+
+def machine() -> str:
+    """Describe the machine, without its name."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    served, loaded = processors()
+    pinned = "server and load on one processor each" if served and loaded else "not pinned"
+    return (
+        f"{len(models)} processors ({models[0] if models else platform.machine()}), {pinned};"
+        f" Linux {platform.release().split('-')[0]}, Python {platform.python_version()}"
+    )
+
+
+def versions(project: Path) -> str:
+    """Name what was measured."""
+    lines = (project / "requirements.txt").read_text().splitlines()
+    pinned = dict(line.split()[0].split("==") for line in lines if "==" in line)
+    names = ("fastapi", "starlette", "gunicorn", "uvicorn", "uvloop")
+    return ", ".join(f"{name} {pinned[name]}" for name in names)
+
+
+def table(head: str, rows: list[Row]) -> str:
+    """Return a table in Markdown."""
+    columns = head.count("|") - 1
+    lines = [head, "|" + "---|" * columns, *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def report(bench: Bench) -> str:
+    """Measure everything; return it in Markdown."""
+    measures: list[Callable[[Bench], Tables]] = [compare, features, ways]
+    parts = [f"{machine()}. {versions(bench.project)}.\n"]
+    for measure in measures:
+        parts += [table(head, rows) for head, rows in measure(bench).items()]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=12, help="how often each has its turn")
+    parser.add_argument("--requests", type=int, default=8000, help="requests in a turn")
+    parser.add_argument(
+        "--project", type=Path, help="a project made by an earlier run, instead of a new one"
+    )
+    parser.add_argument("--write", type=Path, default=DOCUMENT, help="the document to write into")
+    given = parser.parse_args()
+    missing = [name for name in ("h2load", "taskset", "nginx", "caddy", "uv") if not found(name)]
+    if missing:
+        sys.exit(f"missing: {', '.join(missing)}; h2load is in the package nghttp2-client")
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
+        project = given.project.resolve() if given.project else projects.make(Path(folder, "made"))
+        bench = Bench(project, Path(folder), rounds=given.rounds, requests=given.requests)
+        try:
+            figures = report(bench)
+        except (RuntimeError, subprocess.CalledProcessError) as error:
+            sys.exit(str(error))
+    print(figures)
+    text = given.write.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        sys.exit(f"{given.write} lacks {BEGIN.strip()} or {END}")
+    given.write.write_text(f"{before}{begin}\n{figures}\n{end}{after}")
+
+
+def found(program: str) -> bool:
+    """Return whether a program is installed; those of an administrator are out of a user's path."""
+    return any(shutil.which(program, path=path) for path in (None, "/usr/sbin:/sbin"))
+
+
+if __name__ == "__main__":
+    main()

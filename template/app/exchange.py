@@ -1,0 +1,217 @@
+"""Exchanges: each request that a worker is answering, with its place among the others and its budget of time."""
+
+import asyncio
+import time
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Depends, Request
+from fastapi.routing import iter_route_contexts
+from starlette.routing import Match
+from starlette.types import Message, Scope, Send
+
+from app.errors import route_template
+from app.metrics import IN_FLIGHT, REFUSED
+
+# Where a scope keeps its exchange.
+EXCHANGE = "app.exchange"
+# How often the budgets are looked at, and the gauge is set: a timer for every request would cost more.
+TICK_S = 0.25
+NEVER = float("inf")
+
+# What every answer says unless its route says otherwise. HSTS is the proxy's to send, which has the certificate.
+SECURITY_HEADERS = (
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+NOT_STORED = (b"cache-control", b"no-store")
+# With an ETag a client may keep an answer, and ask each time whether it still holds.
+REVALIDATED = (b"cache-control", b"private, no-cache")
+# Every event goes to the client at once; a proxy that understands this takes it out.
+UNBUFFERED = (b"x-accel-buffering", b"no")
+
+
+class Exchange:
+    """One request and its answer, which it sends; until that begins, the request has a place and a budget of time."""
+
+    # There is one for every request.
+    __slots__ = (
+        "_budget_s",
+        "_complete_at",
+        "_expired",
+        "_places",
+        "_send",
+        "_task",
+        "began_at",
+        "deadline",
+        "headers",
+        "request_id",
+        "route",
+        "scope",
+        "sent_bytes",
+        "status",
+    )
+
+    def __init__(self, scope: Scope, send: Send, headers: dict[bytes, bytes], request_id: str) -> None:
+        """Answer the request of `scope` by `send`; of a header that is there more than once, `headers` has the last."""
+        self.scope = scope
+        self.headers = headers
+        self.request_id = request_id
+        self.sent_bytes = 0
+        # 0 until the answer begins. All times are those of the performance counter.
+        self.status = 0
+        self.began_at = 0.0
+        self.deadline = NEVER
+        # None until somebody asks for it, and where there is none.
+        self.route: str | None = None
+        self._places: Places | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._budget_s: float | None = None
+        self._complete_at = 0.0
+        self._expired = False
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer."""
+        kind = message["type"]
+        if kind == "http.response.body":
+            self.sent_bytes += len(message.get("body", b""))
+            if message.get("more_body"):
+                self.leave()
+        elif kind == "http.response.start":
+            self._begin_answer(message)
+        elif kind == "websocket.accept":
+            self.status = HTTPStatus.SWITCHING_PROTOCOLS
+            self.began_at = time.perf_counter()
+            self.leave()
+        elif kind == "websocket.http.response.start":
+            self._begin_answer(message)
+        elif kind == "websocket.close" and not self.status:
+            self.status = HTTPStatus.FORBIDDEN
+        await self._send(message)
+
+    def _begin_answer(self, message: Message) -> None:
+        self.status = message["status"]
+        self.began_at = time.perf_counter()
+        self.deadline = NEVER
+        headers = message.get("headers", ())
+        given = dict(headers)
+        # What announces no length is a stream.
+        if b"content-length" not in given:
+            self.leave()
+        caching = REVALIDATED if b"etag" in given else NOT_STORED
+        more = [header for header in (*SECURITY_HEADERS, caching) if header[0] not in given]
+        if given.get(b"content-type", b"").startswith(b"text/event-stream"):
+            more.append(UNBUFFERED)
+        message["headers"] = [*headers, *more, (b"x-request-id", self.request_id.encode())]
+
+    def enter(self, places: "Places", budget_s: float | None) -> bool:
+        """Take a place, and have `budget_s` seconds from now until the answer begins; return whether there was a place."""
+        self._task = asyncio.current_task()
+        self._places = places
+        self._complete_at = time.perf_counter()
+        self.allow(budget_s)
+        return places.take(self)
+
+    def allow(self, budget_s: float | None) -> None:
+        """Have another budget, in seconds, or none; it counts from when the request was complete."""
+        self._budget_s = budget_s
+        if not self.status:
+            self.deadline = NEVER if budget_s is None else self._complete_at + budget_s
+
+    def pause(self) -> None:
+        """Wait for the client: in no place, and with the whole budget still to come."""
+        self.leave()
+
+    def resume(self, *, complete: bool) -> bool:
+        """Go on with what has come; return whether there is a place to answer a request that is `complete`."""
+        if self._places is None or self.status:
+            return True
+        self._complete_at = time.perf_counter()
+        self.allow(self._budget_s)
+        return self._places.take(self, anyway=not complete)
+
+    def leave(self) -> None:
+        """Give the place back."""
+        if self._places is not None:
+            self._places.taken.discard(self)
+
+    def expire(self) -> None:
+        """Cancel what is being done for the request."""
+        self.deadline = NEVER
+        if self._task is not None:
+            self._expired = True
+            self._task.cancel()
+
+    def is_over_budget(self) -> float | None:
+        """Return the budget, if it is why the request was cancelled, and the only reason: it may go on to answer."""
+        if not self._expired or self._task is None or self._task.uncancel():
+            return None
+        return self._budget_s
+
+
+class Places:
+    """The requests that a worker answers at a time: never too many, and none for longer than its budget."""
+
+    def __init__(self, most: int) -> None:
+        """Have `most` places."""
+        self.most = most
+        self.taken: set[Exchange] = set()
+        self.ticks = False
+
+    def take(self, exchange: Exchange, *, anyway: bool = False) -> bool:
+        """Give a place to a request, `anyway` also where none is free; return whether there was one."""
+        taken = len(self.taken)
+        # A route may hold three times as many places as are free. That is 3/4 of all where one route is slow, and less for
+        # each where several are: who waits for a slow dependency always leaves room for those who do not.
+        share = 3 * (self.most - taken)
+        if taken >= share and not anyway and (share <= 0 or self.held(exchange) >= share):
+            REFUSED.labels(reason="overload").inc()
+            return False
+        self.taken.add(exchange)
+        if not self.ticks:
+            self.ticks = True
+            asyncio.get_running_loop().call_later(TICK_S, self.tick)
+        return True
+
+    def held(self, exchange: Exchange) -> int:
+        """Return how many places the route of a request holds."""
+        route = route_ahead(exchange.scope)
+        for other in self.taken:
+            other.route = other.route or route_template(other.scope)
+        return sum(other.route == route for other in self.taken)
+
+    def tick(self) -> None:
+        """End what is over its budget, and say how many there are; go on as long as there are some."""
+        now = time.perf_counter()
+        for exchange in [one for one in self.taken if one.deadline <= now]:
+            exchange.expire()
+        IN_FLIGHT.set(len(self.taken))
+        self.ticks = bool(self.taken)
+        if self.ticks:
+            asyncio.get_running_loop().call_later(TICK_S, self.tick)
+
+
+def route_ahead(scope: Scope) -> str | None:
+    """Return the template of the route that a request is going to take."""
+    for route in iter_route_contexts(scope["app"].routes):
+        if route.matches(scope)[0] is Match.FULL:
+            return route.path
+    return None
+
+
+def budget(seconds: float | None) -> Any:
+    """Return a dependency that gives a route a budget of its own, in seconds; None: its answer may take any time to begin.
+
+    Raises:
+        ValueError: the budget is not more than 0.
+    """
+    if seconds is not None and not seconds > 0:
+        raise ValueError("A budget is more than 0 seconds, or None.")
+
+    async def allow(request: Request) -> None:
+        exchange: Exchange = request.scope[EXCHANGE]
+        exchange.allow(seconds)
+
+    return Depends(allow)
