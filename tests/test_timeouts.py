@@ -12,6 +12,7 @@ ORDERS = (
     ("DATABASE_CONNECT_TIMEOUT_S", "APP_REQUEST_BUDGET_S"),
     ("DATABASE_STATEMENT_TIMEOUT_S", "APP_REQUEST_BUDGET_S"),
     ("DATABASE_BUSY_TIMEOUT_S", "APP_REQUEST_BUDGET_S"),
+    ("CLIENT_TOTAL_TIMEOUT_S", "APP_REQUEST_BUDGET_S"),
     ("APP_REQUEST_BUDGET_S", "SERVER_DRAIN_S"),
     ("SERVER_DRAIN_S", "graceful_timeout"),
     ("graceful_timeout", "proxy_read_timeout"),
@@ -84,6 +85,11 @@ def mistakes(found: dict[str, float], rows: list[Row]) -> list[str]:
     stops = [found[name] for name in ("stop_grace_period", "TimeoutStopSec") if name in found]
     if min(stops) < found["graceful_timeout"] + SPARE_S:
         wrong.append("the supervisor leaves the master no time")
+    reads = [
+        found[name] for name in ("proxy_read_timeout", "response_header_timeout") if name in found
+    ]
+    if min(stops) <= max(reads):
+        wrong.append("the supervisor kills what the proxy still waits for")
     for name, default, _ in rows:
         if found.get(name) != default:
             wrong.append(f"the table says {default:g} s for {name}, which has {found.get(name)}")
