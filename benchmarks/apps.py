@@ -64,7 +64,7 @@ def full():
         middleware.observe_request = lambda *_: None
         exchange.Places.tick = lambda places: setattr(places, "ticks", False)
     elif without == "headers":
-        exchange.SECURITY_HEADERS = ()
+        exchange.USUAL = ()
     elif without == "budget":
         exchange.Exchange.enter = lambda *_: True
     app = main.create_app()

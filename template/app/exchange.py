@@ -28,6 +28,9 @@ SECURITY_HEADERS = (
 NOT_STORED = (b"cache-control", b"no-store")
 # With an ETag a client may keep an answer, and ask each time whether it still holds.
 REVALIDATED = (b"cache-control", b"private, no-cache")
+USUAL = (*SECURITY_HEADERS, NOT_STORED)
+# A route that has one of these decides more than its content.
+OWN = frozenset({*(name for name, _ in USUAL), b"etag"})
 # Every event goes to the client at once; a proxy that understands this takes it out.
 UNBUFFERED = (b"x-accel-buffering", b"no")
 
@@ -100,10 +103,12 @@ class Exchange:
         # What announces no length is a stream.
         if b"content-length" not in given:
             self.leave()
-        caching = REVALIDATED if b"etag" in given else NOT_STORED
-        more = [header for header in (*SECURITY_HEADERS, caching) if header[0] not in given]
+        more: tuple[tuple[bytes, bytes], ...] = USUAL
+        if not OWN.isdisjoint(given):
+            caching = REVALIDATED if b"etag" in given else NOT_STORED
+            more = tuple(header for header in (*SECURITY_HEADERS, caching) if header[0] not in given)
         if given.get(b"content-type", b"").startswith(b"text/event-stream"):
-            more.append(UNBUFFERED)
+            more = (*more, UNBUFFERED)
         message["headers"] = [*headers, *more, (b"x-request-id", self.request_id.encode())]
 
     def enter(self, places: "Places", budget_s: float | None) -> bool:
