@@ -3,11 +3,11 @@
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx2
 import pytest
 from fastapi import FastAPI
-from limits.aio.storage import MemoryStorage, Storage
 
 from app import main
 from app.health import State
@@ -22,21 +22,14 @@ async def test_parts_close_in_reverse_order_also_when_opening_fails_half_way(
 ) -> None:
     events: list[str] = []
 
-    class Part:
-        async def check(self) -> None:
-            """Never fail."""
-
-        def counters(self, _name: str) -> Storage:
-            return MemoryStorage()
-
     def recorder(name: str, *, fails: bool) -> object:
         @asynccontextmanager
-        async def opener(_settings: object) -> AsyncGenerator[Part]:
+        async def opener(_settings: object) -> AsyncGenerator[Mock]:
             if fails:
                 raise ConnectionError(name)
             events.append(f"open {name}")
             try:
-                yield Part()
+                yield Mock()
             finally:
                 events.append(f"close {name}")
 
