@@ -210,7 +210,9 @@ def main() -> None:
     missing = [name for name in ("h2load", "taskset", "nginx", "caddy", "uv") if not found(name)]
     if missing:
         sys.exit(f"missing: {', '.join(missing)}; h2load is in the package nghttp2-client")
-    with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
+    # As in production, where metrics of workers lie in memory.
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=memory) as folder:
         project = given.project.resolve() if given.project else projects.make(Path(folder, "made"))
         bench = Bench(project, Path(folder), rounds=given.rounds, requests=given.requests)
         try:

@@ -41,7 +41,6 @@ CADDY = """\
 {{
 	admin off
 	auto_https off
-	persist_config off
 	log {{
 		level ERROR
 	}}

@@ -18,8 +18,8 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         .copier-answers.yml .editorconfig .env.example .gitignore .pre-commit-config.yaml
         .python-version Makefile README.md gunicorn_conf.py pyproject.toml requirements-dev.txt
         requirements.txt
-        app/__init__.py app/clients.py app/crashes.py app/docs.py app/errors.py app/health.py
-        app/levels.py app/limits.py app/logs.py app/main.py app/metrics.py app/middleware.py
+        app/__init__.py app/clients.py app/crashes.py app/docs.py app/errors.py app/exchange.py
+        app/health.py app/levels.py app/limits.py app/logs.py app/main.py app/metrics.py app/middleware.py
         app/sentry.py app/server.py app/settings.py app/spans.py app/start.py app/static.py
         app/tracing.py app/worker.py
         app/rates/__init__.py app/rates/client.py app/rates/routes.py app/rates/schemas.py
@@ -29,7 +29,7 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         static/favicon.svg
         tests/conftest.py tests/peer.py tests/rates/test_routes.py tests/slow_app.py
         tests/test_clients.py tests/test_docs.py tests/test_doctor.py
-        tests/test_errors.py
+        tests/test_errors.py tests/test_exchange.py
         tests/test_gunicorn.py tests/test_health.py tests/test_levels.py tests/test_limits.py
         tests/test_logs.py tests/test_main.py tests/test_metrics.py tests/test_middleware.py
         tests/test_openapi.py tests/test_server.py tests/test_settings.py tests/test_start.py

@@ -246,18 +246,18 @@ def write_request(
     now = time.time()
     bound = structlog.contextvars.get_contextvars()
     line = (
-        f'{{"method": {quoted(method)}, "route": {quoted(route) if route else "null"}, "path": {quoted(path)},'
+        f'"method": {quoted(method)}, "route": {quoted(route) if route else "null"}, "path": {quoted(path)},'
         f' "status": {status}, "duration_ms": {duration_ms}, "bytes": {sent_bytes},'
         f' "client": {quoted(client) if client else "null"},'
         f' "user_agent": {"null" if user_agent is None else quoted(user_agent)},'
         f' "event": "request", "request_id": "{request_id}"{others(bound) if len(bound) > 1 else ""},'
-        f' "logger": "app.access", "level": "{LEVELS[level]}", "timestamp": "{second(int(now))}.{int(now % 1 * 1e6):06}Z"}}\n'
+        f' "logger": "app.access", "level": "{LEVELS[level]}", "timestamp": "{second(int(now))}.{int(now % 1 * 1e6):06}Z"'
     )
     if "://" in line:
         line = redact_urls(None, "", line)
     stream = stream_now()
     try:
-        stream.write(line)
+        stream.write("{" + line + "}\n")
         stream.flush()
     except OSError:
         # A full disk does not stop the service.

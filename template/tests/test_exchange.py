@@ -58,7 +58,7 @@ def app(settings: Settings, dependency: Dependency, monkeypatch: pytest.MonkeyPa
 
     for name in ("one", "two", "three"):
 
-        @app.get(f"/stuck/{name}/{{number}}", dependencies=[budget(None)])
+        @app.get("/stuck/" + name + "/{number}", dependencies=[budget(None)])
         async def stuck(number: int) -> int:
             await dependency.use()
             return number
