@@ -57,7 +57,7 @@ class Bench:
         listen = bind if bind != "unix" else address
         environment = {
             "PYTHONPATH": str(self.project),
-            "APP_ALLOWED_HOSTS": HOST,
+            "APP_ALLOWED_HOSTS": f"{HOST}, 127.0.0.1",
             # Only development may bind TCP.
             "APP_ENVIRONMENT": "production" if bind == "unix" else "development",
             "APP_LOG_FORMAT": "json",

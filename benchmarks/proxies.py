@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from benchmarks.server import HOST, Server, serve
+from benchmarks.server import Server, serve
 
 NGINX = """\
 daemon off;
@@ -24,7 +24,6 @@ http {{
     keepalive_requests 1000000;
     server {{
         listen 127.0.0.1:18432;
-        server_name {host};
         location / {{
             proxy_http_version 1.1;
             proxy_set_header Connection close;
@@ -45,7 +44,7 @@ CADDY = """\
 		level ERROR
 	}}
 }}
-http://{host}:18433 {{
+http://127.0.0.1:18433 {{
 	bind 127.0.0.1
 	log {{
 		output file {folder}/access.log
@@ -67,7 +66,7 @@ def nginx(upstream: str, folder: Path) -> Iterator[Server]:
     """Put nginx in front of a server."""
     # Started by root, its worker would be another user, who may not open the socket.
     user = "user root;" if os.geteuid() == 0 else ""
-    text = NGINX.format(folder=folder, host=HOST, upstream=upstream, user=user)
+    text = NGINX.format(folder=folder, upstream=upstream, user=user)
     (folder / "nginx.conf").write_text(text)
     command = ["/usr/sbin/nginx", "-c", str(folder / "nginx.conf")]
     with serve(command, "http://127.0.0.1:18432", folder, {}) as server:
@@ -78,7 +77,7 @@ def nginx(upstream: str, folder: Path) -> Iterator[Server]:
 def caddy(upstream: str, folder: Path) -> Iterator[Server]:
     """Put Caddy in front of a server."""
     socket = upstream.removeprefix("unix:")
-    (folder / "Caddyfile").write_text(CADDY.format(folder=folder, host=HOST, socket=socket))
+    (folder / "Caddyfile").write_text(CADDY.format(folder=folder, socket=socket))
     command = ["caddy", "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")]
     # One processor, as all others have.
     with serve(command, "http://127.0.0.1:18433", folder, {"GOMAXPROCS": "1"}) as server:

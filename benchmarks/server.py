@@ -65,7 +65,7 @@ class Server:
         if self.address.startswith("unix:"):
             transport = httpx2.HTTPTransport(uds=self.address.removeprefix("unix:"))
             return httpx2.Client(transport=transport, base_url=f"http://{HOST}")
-        return httpx2.Client(base_url=self.address, headers={"Host": HOST})
+        return httpx2.Client(base_url=self.address)
 
     def load(self, requests: int) -> float:
         """Send requests from another processor; return how many were answered in a second.
@@ -79,7 +79,7 @@ class Server:
         if self.address.startswith("unix:"):
             command += [f"--base-uri={self.address}", f"http://{HOST}{PATH}"]
         else:
-            command += [f"--header=Host: {HOST}", f"{self.address}{PATH}"]
+            command += [f"{self.address}{PATH}"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         counted = re.search(r"status codes: (\d+) 2xx", done.stdout)
         rate = re.search(r"([\d.]+) req/s", done.stdout)
