@@ -84,7 +84,7 @@ class Docker(Target):
         self.machine.run(f"{COMPOSE} start {SERVICES[service]}")
 
     def restart_slot(self, slot: str) -> None:
-        self.machine.run(f"docker restart --timeout 1 {SLUG}-{slot}-1")
+        self.machine.run(f"docker restart -t 1 {SLUG}-{slot}-1")
 
     def restarts(self, slot: str) -> int:
         return int(self.inspect(slot)["RestartCount"])

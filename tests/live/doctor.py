@@ -223,8 +223,8 @@ def link_missing(r: "Rehearsal") -> Iterator[None]:
 def slot_looping(r: "Rehearsal") -> Iterator[None]:
     """Somebody has edited the environment file past deploy.sh, and the slot was started anew."""
     env, slot = f"/etc/{SLUG}/env", r.operator.active()[0]
-    r.machine.run(f"cp --preserve {env} /root/env; sed -i '/^WEB_CONCURRENCY=/d' {env}")
-    r.machine.run(f"echo WEB_CONCURRENCY=none >>{env}")
+    r.machine.run(f"cp --preserve {env} /root/env; sed -i '/^SERVER_DRAIN_S=/d' {env}")
+    r.machine.run(f"echo SERVER_DRAIN_S=none >>{env}")
     r.target.restart_slot(slot)
     until(lambda: r.target.restarts(slot) > 0, "the slot ends and is started again", 30)
     yield
@@ -323,7 +323,7 @@ FAULTS = (
         "ports",
         ("443 is taken by python3, process ", "of other.service"),
     ),
-    Fault(3, configuration_broken, {"configuration"}, "configuration", ("refuses it: ", SLUG)),
+    Fault(3, configuration_broken, {"configuration"}, "configuration", ("refuses it: ",)),
     Fault(
         2,
         certificate_ended,
@@ -346,7 +346,7 @@ FAULTS = (
         slot_looping,
         {"site", "slot", "settings"},
         "slot",
-        ("ends and is started again", "WEB_CONCURRENCY"),
+        ("ends and is started again", "SERVER_DRAIN_S"),
     ),
     Fault(2, disk_full, {"disk"}, "disk", (f"full: /var/backups/{SLUG} has 0 MB",)),
     Fault(0, schema_behind, {"readiness", "schema"}, "schema", ("behind the code: at 0001",)),
