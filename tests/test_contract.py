@@ -21,6 +21,8 @@ OWN = {
 }
 
 CI = [".github/workflows/ci.yml", ".gitlab-ci.yml"]
+# Which libraries read.
+FOREIGN_VARIABLES = {"OTEL_SEMCONV_STABILITY_OPT_IN"}
 FOREIGN_PORTS = {"2019", "5432", "6379", "9464"}
 # What a name without a folder may end in and be meant as a file of the project.
 FILE = re.compile(r"\.?[\w*-]+\.(?:conf|ini|md|py|sh|toml|txt|ya?ml)|Dockerfile|\.dockerignore")
@@ -146,7 +148,8 @@ def variables_disagree(project: Path) -> Iterator[str]:
         text = path.read_text()
         if path.suffix == ".py":
             text = "\n".join(constants(text))
-        for variable in mentioned_variables(text, settings) - settings - composes_own:
+        known = settings | composes_own | FOREIGN_VARIABLES
+        for variable in mentioned_variables(text, settings) - known:
             yield f"{name}: {variable} is read by nothing"
     if not settings:
         yield "no settings were found"
