@@ -11,6 +11,7 @@ from starlette.routing import Match
 from starlette.types import Message, Scope, Send
 
 from app.errors import route_template
+from app.limits import FIELDS
 from app.metrics import IN_FLIGHT, REFUSED
 
 # Where a scope keeps its exchange.
@@ -109,6 +110,8 @@ class Exchange:
             more = tuple(header for header in (*SECURITY_HEADERS, caching) if header[0] not in given)
         if given.get(b"content-type", b"").startswith(b"text/event-stream"):
             more = (*more, UNBUFFERED)
+        if fields := self.scope.get(FIELDS):
+            more = (*more, *fields)
         message["headers"] = [*headers, *more, (b"x-request-id", self.request_id.encode())]
 
     def enter(self, places: "Places", budget_s: float | None) -> bool:

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from http import HTTPStatus
 
 import structlog
@@ -205,6 +206,8 @@ class TrustedHosts:
         self.any = "*" in hosts
         self.names = frozenset(host.lower().encode() for host in hosts if not host.startswith("*."))
         self.suffixes = tuple(host[1:].lower().encode() for host in hosts if host.startswith("*."))
+        # Nearly all requests name the same one.
+        self.is_ours = lru_cache(64)(self.look_up)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -221,7 +224,11 @@ class TrustedHosts:
     def trusts(self, scope: Scope) -> bool:
         """Return whether the request names exactly one host, and one of ours."""
         hosts = [value for name, value in scope["headers"] if name == b"host"]
-        match = HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+        return len(hosts) == 1 and self.is_ours(hosts[0])
+
+    def look_up(self, host: bytes) -> bool:
+        """Return whether a Host is one of ours, with or without a port."""
+        match = HOST.fullmatch(host)
         if match is None:
             return False
         name = match["name"].lower()
