@@ -33,7 +33,7 @@ OLD_FILES = {"app/legacy.py": '"""Gone."""\n', "legacy/notes/first.md": "# Gone\
 # Lines near those that owners edit, as they are and as they were; {} stands for any text.
 OLDER = [
     ("README.md", "`make dev` serves on{}", "`make dev` served on{}"),
-    ("README.md", "- `/api/v1/{}", "- Older: `/api/v1/{}"),
+    ("README.md", "- `/api/v1/{} is the worked example.", "- Older: `/api/v1/{}"),
     ("README.md", "## Update from the template", "## Updates"),
     ("pyproject.toml", '    "uvicorn-worker{}', '    "uvicorn-worker>=0.3,<1",'),
     ("pyproject.toml", '    "schemathesis{}', '    "schemathesis>=4.30,<5",'),
@@ -45,7 +45,7 @@ OLDER = [
         "    app.include_router(health.router)",
         "    app.include_router(health.route)",
     ),
-    ("app/main.py", "from app import docs, errors,{}", "from app import docs,{}"),
+    ("app/main.py", "from app import clients, crashes, docs, errors,{}", "from app import docs,{}"),
     ("app/settings.py", "def load(groups{}", "def load_all(groups{}"),
     ("app/settings.py", "class ServiceSettings({}", "class OwnSettings({}"),
     ("gunicorn_conf.py", "timeout = {}", "timeout = 60 or {}"),
