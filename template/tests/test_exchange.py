@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import httpx2
 import pytest
-from fastapi import FastAPI, Request, WebSocket
+from fastapi import BackgroundTasks, FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from starlette.testclient import TestClient
 from starlette.types import Message
@@ -80,6 +80,15 @@ def app(settings: Settings, dependency: Dependency, monkeypatch: pytest.MonkeyPa
     async def longer() -> str:
         await asyncio.sleep(SLOW_S)
         return "longer"
+
+    @app.get("/after")
+    async def after(tasks: BackgroundTasks) -> str:
+        async def work() -> None:
+            await asyncio.sleep(SLOW_S)
+            dependency.back.set()
+
+        tasks.add_task(work)
+        return "answered"
 
     @app.get("/stream")
     async def stream(first_s: float = 0) -> StreamingResponse:
@@ -290,3 +299,11 @@ async def test_what_streams_takes_no_place(
     assert (await client.get("/quick")).status_code == 200
     dependency.back.set()
     assert {(await stream).status_code for stream in streams} == {200}
+
+
+async def test_what_is_done_after_the_answer_has_no_budget(
+    client: httpx2.AsyncClient, dependency: Dependency
+) -> None:
+    answer = await client.get("/after")
+    assert answer.json() == "answered"
+    assert dependency.back.is_set()
