@@ -271,7 +271,7 @@ async def test_when_every_place_is_taken_only_probes_are_answered(
         started = time.monotonic()
         for method in ("GET", "POST"):
             assert (await client.request(method, "/quick", content=b"{}")).status_code == 503
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 3
         for probe in ("/health", "/ready"):
             assert (await client.get(probe)).status_code in {200, 503}
             assert "retry-after" not in (await client.get(probe)).headers
