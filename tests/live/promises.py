@@ -1055,7 +1055,7 @@ def requests_per_second_are_not_much_fewer_than_without_a_proxy(p: Promises) -> 
         path = f"{BELOW}{route}"
         direct = ["--h1", f"--base-uri=unix:{socket}/app.sock", f"http://{site.domain}{path}"]
         proxied = [f"--connect-to={site.address}:443", f"https://{site.domain}:443{path}"]
-        ways = {"HTTP/1.1": ["--h1", *proxied], "HTTP/2": ["--max-concurrent-streams=4", *proxied]}
+        ways = {"HTTP/1.1": ["--h1", *proxied], "HTTP/2": ["--max-concurrent-streams=2", *proxied]}
         ratios: dict[str, list[float]] = {way: [] for way in ways}
         with site.machine.first():
             for _ in range(ROUNDS):

@@ -218,8 +218,13 @@ def levels(r: Rehearsal) -> None:
     before = r.target.workers(slot)
     r.operator.deploy("log-level", "LOUD", code=64)
     r.operator.deploy("log-level", "DEBUG")
+
+    def probed() -> bool:
+        assert r.public.ask("GET", "/health")[0] == 200
+        return '"/health"' in r.operator.deploy("logs", "-n", "200").out
+
     # Probes are logged at that level alone.
-    until(lambda: '"/health"' in r.operator.deploy("logs", "-n", "200").out, "a probe's line", 20)
+    until(probed, "a probe's line", 20)
     r.operator.deploy("log-level", "INFO")
     assert r.target.workers(slot) == before, "workers were replaced"
     assert "INFO" in r.machine.run(f"grep ^APP_LOG_LEVEL= /etc/{SLUG}/env")
