@@ -81,8 +81,6 @@ class Exchange:
         kind = message["type"]
         if kind == "http.response.body":
             self.sent_bytes += len(message.get("body", b""))
-            if message.get("more_body"):
-                self.leave()
         elif kind == "http.response.start":
             self._begin_answer(message)
         elif kind == "websocket.accept":
@@ -98,12 +96,10 @@ class Exchange:
     def _begin_answer(self, message: Message) -> None:
         self.status = message["status"]
         self.began_at = time.perf_counter()
-        self.deadline = NEVER
+        # From now on it waits for the client, which may read slowly.
+        self.leave()
         headers = message.get("headers", ())
         given = dict(headers)
-        # What announces no length is a stream.
-        if b"content-length" not in given:
-            self.leave()
         more: tuple[tuple[bytes, bytes], ...] = USUAL
         if not OWN.isdisjoint(given):
             caching = REVALIDATED if b"etag" in given else NOT_STORED
