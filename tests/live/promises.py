@@ -1024,7 +1024,7 @@ JOIN = (
 def rate(p: Promises, *options: str) -> float:
     """Requests in a second, by h2load."""
     command = ["sh", "-c", JOIN, "join", str(CGROUPS / "cpu" / p.site.machine.name)]
-    command += ["h2load", "--clients=32", "--threads=1", "--duration=1", *options]
+    command += ["h2load", "--clients=16", "--threads=1", "--duration=1", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     found = re.search(r"finished in [\d.]+m?s, ([\d.]+) req/s", done.stdout)
     failed = re.search(r"requests: .* (\d+) succeeded, (\d+) failed", done.stdout)
