@@ -28,7 +28,7 @@ FEATURES = {
     "budget and places": {"BENCH_WITHOUT": "budget"},
     "host names": {"BENCH_WITHOUT": "TrustedHosts"},
     "the body's limits": {"BENCH_WITHOUT": "BodyLimit"},
-    "the proxy's headers": {"BENCH_WITHOUT": "Forwarded"},
+    "the proxy's headers": {"BENCH_WITHOUT": "forwarded"},
 }
 
 Row = tuple[str, ...]
@@ -200,8 +200,8 @@ def report(bench: Bench) -> str:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12, help="how often each has its turn")
-    parser.add_argument("--requests", type=int, default=8000, help="requests in a turn")
+    parser.add_argument("--rounds", type=int, default=60, help="how often each has its turn")
+    parser.add_argument("--requests", type=int, default=1000, help="requests in a turn")
     parser.add_argument(
         "--project", type=Path, help="a project made by an earlier run, instead of a new one"
     )

@@ -62,13 +62,15 @@ def full():
     without = os.environ.get("BENCH_WITHOUT")
     if without == "metrics":
         middleware.observe_request = lambda *_: None
-        exchange.Places.tick = lambda places: setattr(places, "ticks", False)
+        exchange.Places.tick = lambda places: setattr(places, "loop", None)
     elif without == "headers":
         exchange.USUAL = ()
     elif without == "budget":
         exchange.Exchange.enter = lambda *_: True
+    elif without == "forwarded":
+        middleware.take_forwarded = lambda *_: None
     app = main.create_app()
-    if without in {"TrustedHosts", "BodyLimit", "Forwarded"}:
+    if without in {"TrustedHosts", "BodyLimit"}:
         app.user_middleware = [one for one in app.user_middleware if one.cls.__name__ != without]
     app.include_router(router, prefix="/api/v1")
     # It is looked at first, as in the naked one.

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Any
 
@@ -39,44 +40,28 @@ UNBUFFERED = (b"x-accel-buffering", b"no")
 class Exchange:
     """One request and its answer, which it sends; until that begins, the request has a place and a budget of time."""
 
-    # There is one for every request.
-    __slots__ = (
-        "_budget_s",
-        "_complete_at",
-        "_expired",
-        "_places",
-        "_send",
-        "_task",
-        "began_at",
-        "deadline",
-        "headers",
-        "request_id",
-        "route",
-        "scope",
-        "sent_bytes",
-        "status",
-    )
+    # What most of them do not change costs none of them anything here.
+    sent_bytes = 0
+    # 0 until the answer begins. All times are those of the performance counter.
+    status = 0
+    began_at = 0.0
+    deadline = NEVER
+    # None until somebody asks for it, and where there is none.
+    route: str | None = None
+    _places: "Places | None" = None
+    _task: "asyncio.Task[Any] | None" = None
+    _budget_s: float | None = None
+    _complete_at = 0.0
+    _expired = False
 
     def __init__(self, scope: Scope, send: Send, headers: dict[bytes, bytes], request_id: str) -> None:
         """Answer the request of `scope` by `send`; of a header that is there more than once, `headers` has the last."""
         self.scope = scope
         self.headers = headers
         self.request_id = request_id
-        self.sent_bytes = 0
-        # 0 until the answer begins. All times are those of the performance counter.
-        self.status = 0
-        self.began_at = 0.0
-        self.deadline = NEVER
-        # None until somebody asks for it, and where there is none.
-        self.route: str | None = None
-        self._places: Places | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._budget_s: float | None = None
-        self._complete_at = 0.0
-        self._expired = False
         self._send = send
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Send a part of the answer."""
         kind = message["type"]
         if kind == "http.response.body":
@@ -91,7 +76,7 @@ class Exchange:
             self._begin_answer(message)
         elif kind == "websocket.close" and not self.status:
             self.status = HTTPStatus.FORBIDDEN
-        await self._send(message)
+        return self._send(message)
 
     def _begin_answer(self, message: Message) -> None:
         self.status = message["status"]
@@ -112,10 +97,13 @@ class Exchange:
 
     def enter(self, places: "Places", budget_s: float | None) -> bool:
         """Take a place, and have `budget_s` seconds from now until the answer begins; return whether there was a place."""
-        self._task = asyncio.current_task()
+        # A loop that is named needs not be looked for, which on Python 3.11 is a system call.
+        self._task = asyncio.current_task(places.loop)
         self._places = places
         self._complete_at = time.perf_counter()
-        self.allow(budget_s)
+        self._budget_s = budget_s
+        if budget_s is not None:
+            self.deadline = self._complete_at + budget_s
         return places.take(self)
 
     def allow(self, budget_s: float | None) -> None:
@@ -162,7 +150,8 @@ class Places:
         """Have `most` places."""
         self.most = most
         self.taken: set[Exchange] = set()
-        self.ticks = False
+        # While it ticks, for there is somebody to look after.
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     def take(self, exchange: Exchange, *, anyway: bool = False) -> bool:
         """Give a place to a request, `anyway` also where none is free; return whether there was one."""
@@ -174,9 +163,9 @@ class Places:
             REFUSED.labels(reason="overload").inc()
             return False
         self.taken.add(exchange)
-        if not self.ticks:
-            self.ticks = True
-            asyncio.get_running_loop().call_later(TICK_S, self.tick)
+        if self.loop is None:
+            self.loop = asyncio.get_running_loop()
+            self.loop.call_later(TICK_S, self.tick)
         return True
 
     def held(self, exchange: Exchange) -> int:
@@ -192,9 +181,10 @@ class Places:
         for exchange in [one for one in self.taken if one.deadline <= now]:
             exchange.expire()
         IN_FLIGHT.set(len(self.taken))
-        self.ticks = bool(self.taken)
-        if self.ticks:
-            asyncio.get_running_loop().call_later(TICK_S, self.tick)
+        if not self.taken:
+            self.loop = None
+        elif self.loop is not None:
+            self.loop.call_later(TICK_S, self.tick)
 
 
 def route_ahead(scope: Scope) -> str | None:

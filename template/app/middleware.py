@@ -30,31 +30,18 @@ RETRY_AFTER = {"Retry-After": "1"}
 NO_LENGTH = frozenset({b"", b"0"})
 
 
-class Forwarded:
-    """Takes address and scheme of the client from the proxy, and only from it: it alone may open the unix socket."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap `app`."""
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        if scope["type"] != "lifespan" and over_unix_socket(scope):
-            # Of several the last counts: the proxy's own, where it added to what a client sent.
-            headers = dict(scope["headers"])
-            address = headers.get(b"x-forwarded-for", b"").rpartition(b",")[2].strip()
-            if address:
-                scope["client"] = (address.decode("latin-1"), 0)
-            scheme = headers.get(b"x-forwarded-proto")
-            if scheme == b"https":
-                scope["scheme"] = "https" if scope["type"] == "http" else "wss"
-        await self.app(scope, receive, send)
-
-
-def over_unix_socket(scope: Scope) -> bool:
-    """Return whether a request came over a unix socket, which has neither a port nor an address at its other end."""
+def take_forwarded(scope: Scope, headers: dict[bytes, bytes]) -> None:
+    """Take address and scheme of the client from the proxy, and only from it: it alone may open the unix socket."""
     server = scope.get("server")
-    return scope.get("client") is None and server is not None and server[1] is None
+    # Over a unix socket there is neither a port nor an address at the other end.
+    if scope.get("client") is not None or server is None or server[1] is not None:
+        return
+    # Of several the last counts: the proxy's own, where it added to what a client sent.
+    address = headers.get(b"x-forwarded-for", b"").rpartition(b",")[2].strip()
+    if address:
+        scope["client"] = (address.decode("latin-1"), 0)
+    if headers.get(b"x-forwarded-proto") == b"https":
+        scope["scheme"] = "https" if scope["type"] == "http" else "wss"
 
 
 class RootPath:
@@ -78,7 +65,7 @@ class RootPath:
 
 
 class RequestContext:
-    """Gives every request an id, its answer the headers that all have, and writes and counts it when it ends."""
+    """Gives every request its client and an id, its answer the headers that all have, and writes and counts it when it ends."""
 
     def __init__(self, app: ASGIApp) -> None:
         """Wrap `app`."""
@@ -91,6 +78,7 @@ class RequestContext:
             return
         started = time.perf_counter()
         headers = dict(scope["headers"])
+        take_forwarded(scope, headers)
         given_id = headers.get(b"x-request-id", b"")
         request_id = given_id.decode() if REQUEST_ID.fullmatch(given_id) else secrets.token_hex(16)
         exchange = scope[EXCHANGE] = Exchange(scope, send, headers, request_id)
@@ -112,7 +100,7 @@ class RequestContext:
                 route=route,
                 path=scope["path"],
                 status=status,
-                duration_ms=round((ended - started) * 1000, 2),
+                duration_s=ended - started,
                 sent_bytes=exchange.sent_bytes,
                 client=client[0] if client else None,
                 user_agent=user_agent.decode("latin-1") if user_agent is not None else None,
@@ -223,8 +211,13 @@ class TrustedHosts:
 
     def trusts(self, scope: Scope) -> bool:
         """Return whether the request names exactly one host, and one of ours."""
-        hosts = [value for name, value in scope["headers"] if name == b"host"]
-        return len(hosts) == 1 and self.is_ours(hosts[0])
+        headers: dict[bytes, bytes] = scope[EXCHANGE].headers
+        host = headers.get(b"host")
+        if host is None or not self.is_ours(host):
+            return False
+        # Fewer names than fields: one of them is there twice.
+        fields = scope["headers"]
+        return len(headers) == len(fields) or [name for name, _ in fields].count(b"host") == 1
 
     def look_up(self, host: bytes) -> bool:
         """Return whether a Host is one of ours, with or without a port."""

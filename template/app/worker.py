@@ -58,7 +58,7 @@ class AppWorker(UvicornWorker):
         **UvicornWorker.CONFIG_KWARGS,
         # RequestContext writes a better access line.
         "access_log": False,
-        # app.middleware.Forwarded reads them more carefully.
+        # app.middleware reads them more carefully.
         "proxy_headers": False,
         "server_header": False,
     }

@@ -298,6 +298,7 @@ def test_what_workers_counted_stays_when_they_die_and_their_files_do_not(
     wait_for(lambda: gunicorn.scrape()[workers] == 2)
     for _ in range(20):
         assert gunicorn.get("/seen").status_code == 200
+    wait_for(lambda: gunicorn.scrape()[seen] == 20)
     assert [gunicorn.scrape()[seen] for _ in range(3)] == [20, 20, 20]
     assert gunicorn.get("/metrics").status_code == 404
 
@@ -315,6 +316,7 @@ def test_what_workers_counted_stays_when_they_die_and_their_files_do_not(
     assert gunicorn.scrape()[in_flight] == 0
     assert gunicorn.scrape()[seen] == 20
     assert gunicorn.get("/seen").status_code == 200
+    wait_for(lambda: gunicorn.scrape()[seen] == 21)
     assert [gunicorn.scrape()[seen] for _ in range(3)] == [21, 21, 21]
     owners = {path.stem.rpartition("_")[2] for path in folder.iterdir()}
     assert owners == {"ended", str(gunicorn.process.pid), *map(str, gunicorn.workers()[-2:])}

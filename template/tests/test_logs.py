@@ -1,5 +1,6 @@
 """Every line is one JSON object, whoever wrote it, and none holds a secret."""
 
+import asyncio
 import io
 import json
 import logging
@@ -9,7 +10,9 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from select import PIPE_BUF
 
+import httpx2
 import pytest
 import structlog
 from fastapi import FastAPI
@@ -154,6 +157,36 @@ def test_what_is_printed_past_the_log_becomes_lines_of_it() -> None:
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
     printed = [(line["logger"], line["text"]) for line in lines if line]
     assert printed == [("stdout", "one"), ("stdout", "two"), ("stdout", "three"), ("stderr", "four")]
+
+
+async def test_requests_of_one_moment_are_written_together_but_never_so_many_that_lines_break(
+    log_lines: LogLines, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(logs, "write", written.append)
+    await asyncio.gather(*(client.get(f"/no/such/{number}") for number in range(40)))
+    await asyncio.sleep(0)
+    monkeypatch.undo()
+    lines = [json.loads(line) for text in written for line in text.splitlines()]
+    assert sorted(line["path"] for line in lines) == sorted(f"/no/such/{number}" for number in range(40))
+    assert len(written) < len(lines) / 2
+    assert all(len(text) <= PIPE_BUF for text in written)
+
+
+async def test_the_line_of_a_request_comes_before_what_is_logged_after_it(
+    log_lines: LogLines, client: httpx2.AsyncClient
+) -> None:
+    await client.get("/no/such")
+    structlog.get_logger("own").info("own_event")
+    assert [line["event"] for line in log_lines()] == ["request", "own_event"]
+
+
+async def test_a_password_in_a_requested_path_is_redacted(
+    log_lines: LogLines, client: httpx2.AsyncClient
+) -> None:
+    await client.get("/no/ftp://user:hunter2@host")
+    (line,) = log_lines()
+    assert line["path"] == f"/no/ftp://user:{logs.REDACTED}@host"
 
 
 def test_development_gets_readable_text(app: FastAPI, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,11 +11,12 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message
 
 from app import metrics
+from app.exchange import TICK_S
 from app.main import Settings, create_app
 from app.settings import ServerSettings, SettingsError, load
 from tests.conftest import client_of
@@ -35,6 +36,7 @@ def series(text: str) -> dict[str, list[dict[str, str]]]:
 
 def value(name: str, **labels: str) -> float:
     """Return what this process has counted so far."""
+    metrics.settle()
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
@@ -92,7 +94,23 @@ async def test_a_request_is_counted_by_its_route_and_is_in_flight_no_more(client
     before = value(COUNT, **labels)
     assert (await client.get("/no/such/path")).status_code == 404
     assert value(COUNT, **labels) == before + 1
+    await asyncio.sleep(2 * TICK_S)
     assert value("http_requests_in_flight") == 0
+
+
+def test_many_at_once_are_counted_as_the_library_counts_one() -> None:
+    registry = CollectorRegistry()
+    name = "one_by_one_seconds"
+    one_by_one = Histogram(name, name, buckets=metrics._SECONDS, registry=registry)
+    for seconds in (0, 0.005, 0.0051, 0.3, 0.3, 60, 61):
+        metrics.observe_request("GET", "/counted", 200, seconds)
+        one_by_one.observe(seconds)
+    labels = {"method": "GET", "route": "/counted", "status": "200"}
+    samples = [sample for family in registry.collect() for sample in family.samples]
+    assert len(samples) > len(metrics._SECONDS)
+    for sample in samples:
+        counted = sample.name.replace(name, "http_request_duration_seconds")
+        assert value(counted, **labels, **sample.labels) == pytest.approx(sample.value)
 
 
 async def test_clients_cannot_make_more_series_whatever_they_ask(monkeypatch: pytest.MonkeyPatch) -> None:
