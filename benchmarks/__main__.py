@@ -158,18 +158,21 @@ def ways(bench: Bench) -> Tables:
     return {"| The way | Processor time of a request | Against the unix socket | Requests |": rows}
 
 
-def machine() -> str:
-    """Describe the machine, without its name."""
+def machine(project: Path) -> str:
+    """Describe the machine, without its name, and what the project runs on."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
+    python = subprocess.run(
+        [project / ".venv/bin/python", "--version"], capture_output=True, text=True, check=True
+    )
     served, loaded = processors()
     pinned = "server and load on one processor each" if served and loaded else "not pinned"
     return (
         f"{len(models)} processors ({models[0] if models else platform.machine()}), {pinned};"
-        f" Linux {platform.release().split('-')[0]}, Python {platform.python_version()}"
+        f" Linux {platform.release().split('-')[0]}, {python.stdout.strip()}"
     )
 
 
@@ -191,7 +194,7 @@ def table(head: str, rows: list[Row]) -> str:
 def report(bench: Bench) -> str:
     """Measure everything; return it in Markdown."""
     measures: list[Callable[[Bench], Tables]] = [compare, features, ways]
-    parts = [f"{machine()}. {versions(bench.project)}.\n"]
+    parts = [f"{machine(bench.project)}. {versions(bench.project)}.\n"]
     for measure in measures:
         parts += [table(head, rows) for head, rows in measure(bench).items()]
     return "\n".join(parts)
@@ -205,6 +208,11 @@ def main() -> None:
     parser.add_argument(
         "--project", type=Path, help="a project made by an earlier run, instead of a new one"
     )
+    parser.add_argument(
+        "--python",
+        default=str(Path(sys.executable).resolve()),
+        help="the interpreter of the new one",
+    )
     parser.add_argument("--write", type=Path, default=DOCUMENT, help="the document to write into")
     given = parser.parse_args()
     missing = [name for name in ("h2load", "taskset", "nginx", "caddy", "uv") if not found(name)]
@@ -213,7 +221,10 @@ def main() -> None:
     # As in production, where metrics of workers lie in memory.
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=memory) as folder:
-        project = given.project.resolve() if given.project else projects.make(Path(folder, "made"))
+        project = given.project
+        project = (
+            project.resolve() if project else projects.make(Path(folder, "made"), given.python)
+        )
         bench = Bench(project, Path(folder), rounds=given.rounds, requests=given.requests)
         try:
             figures = report(bench)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import copier
@@ -24,8 +23,8 @@ control_socket_disable = True
 """
 
 
-def make(folder: Path) -> Path:
-    """Render the working tree's project into `folder`, and install it.
+def make(folder: Path, python: str) -> Path:
+    """Render the working tree's project into `folder`, and install it for an interpreter.
 
     Raises:
         subprocess.CalledProcessError: it could not be installed.
@@ -41,7 +40,6 @@ def make(folder: Path) -> Path:
     (project / "bench_apps.py").write_text(SOURCE)
     (project / "bench_conf.py").write_text(BARE)
     environment = os.environ | {"VIRTUAL_ENV": str(project / ".venv")}
-    python = str(Path(sys.executable).resolve())
     for command in (
         ["uv", "venv", "--quiet", "--python", python, ".venv"],
         ["uv", "pip", "sync", "--quiet", "--require-hashes", "requirements.txt"],

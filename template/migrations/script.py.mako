@@ -1,7 +1,4 @@
-"""${message}
-
-Revises: ${down_revision | comma,n}
-"""
+"""${message}${f"\n\nRevises: {down_revision}\n" if down_revision else ""}"""
 
 from collections.abc import Sequence
 
