@@ -253,14 +253,16 @@ def write_request(
     # By whole numbers, which are written much faster than fractions.
     took_us, now_us = int(duration_s * 1e6), time.time_ns() // 1000
     line = (
-        f'{{"method": {quoted(method)}, "route": {quoted(route) if route else "null"}, "path": {quoted(path)},'
+        '{"method": '
+        f'{quoted(method)}, "route": {quoted(route) if route else "null"}, "path": {quoted(path)},'
         f' "status": {status}, "duration_ms": {took_us // 1000}.{took_us % 1000:03}, "bytes": {sent_bytes},'
         f' "client": {quoted(client) if client else "null"},'
         f' "user_agent": {"null" if user_agent is None else quoted(user_agent)},'
         # To look through the context takes longer than all the rest, and mostly nobody has bound anything.
         f' "event": "request", "request_id": "{request_id}"{others() if structlog.contextvars._CONTEXT_VARS else ""},'
         f' "logger": "app.access", "level": "{LEVELS[level]}",'
-        f' "timestamp": "{second(now_us // 1_000_000)}.{now_us % 1_000_000:06}Z"}}\n'
+        f' "timestamp": "{second(now_us // 1_000_000)}.{now_us % 1_000_000:06}Z"'
+        "}\n"
     )
     if "://" in line:
         line = redact_urls(None, "", line)
