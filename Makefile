@@ -4,8 +4,8 @@ PYTHON ?= python3
 # Where `make demo` renders a project.
 DEMO ?= demo
 PORT ?= 8000
-# Tests wait, half of their time, for what they started.
-JOBS ?= $(shell expr 2 '*' $$(nproc 2>/dev/null || echo 2))
+# Tests wait, a quarter of their time, for what they started.
+JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 # Debian and Ubuntu packages with programs that tests run.
 SYSTEM_PACKAGES := chromium chromium-driver jq prometheus redis-server
 # What benchmarks are run with, beside nghttp2-client.

@@ -6,13 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import BEGIN, END, FEATURES, found
+from benchmarks.__main__ import BEGIN, DOCUMENT, END, FEATURES, found
 from benchmarks.proxies import PROXIES
 from tests.combinations import ROOT
 
 # The goal is far below; on a busy machine everything is dearer for whoever has more code.
 AT_MOST = 2.0
 PROGRAMS = ("caddy", "h2load", "nginx", "taskset", "uv")
+
+
+def assert_complete(text: str) -> None:
+    """Check that every figure is there."""
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    rows = {cell[0]: cell[1:] for cell in cells if cell}
+    expected = {"an ASGI callable", "FastAPI alone", "the generated service", "unix socket", "TCP"}
+    expected |= {f"without {feature}" for feature in FEATURES} | {"with `APP_RATE_LIMIT` on"}
+    expected |= {f"{proxy} in front, its own" for proxy in PROXIES}
+    assert expected <= set(rows), expected - set(rows)
+    assert all(figure for name in expected for figure in rows[name])
+
+
+def test_the_document_has_every_figure() -> None:
+    assert_complete(DOCUMENT.read_text())
 
 
 @pytest.mark.slow
@@ -34,12 +49,7 @@ def test_the_command_measures_every_row_and_the_service_costs_little(tmp_path: P
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
 
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    rows = {cell[0]: cell[1:] for cell in cells if cell}
-    expected = {"an ASGI callable", "FastAPI alone", "the generated service", "unix socket", "TCP"}
-    expected |= {f"without {feature}" for feature in FEATURES} | {"with `APP_RATE_LIMIT` on"}
-    expected |= {f"{proxy} in front, its own" for proxy in PROXIES}
-    assert expected <= set(rows)
+    assert_complete(text)
     ratios = {
         cells[0]: float(cells[2])
         for cells in (line.strip("| ").split(" | ") for line in text.splitlines())

@@ -244,7 +244,7 @@ def write_request(
             route=route,
             path=path,
             status=status,
-            duration_ms=round(duration_s * 1000, 2),
+            duration_ms=round(duration_s * 1000, 3),
             bytes=sent_bytes,
             client=client,
             user_agent=user_agent,
