@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -160,23 +161,34 @@ def expected(answers: Answers) -> set[str]:
     }
 
 
+@cache
+def mentions(words: str, text: str) -> list[tuple[int, str, str]]:
+    """Where words are in a text: number, word and line; most files are alike in many projects."""
+    sought = re.compile(words, re.IGNORECASE)
+    return [
+        (number, found[0], line)
+        for number, line in enumerate(text.splitlines())
+        # Hashes are most of what the pins say, and no words.
+        if "--hash=" not in line and (found := sought.search(line))
+    ]
+
+
 def misplaced_words(project: Path, answers: Answers) -> Iterator[str]:
-    """Lines that mention an answer that was not given."""
+    """Names and lines that mention an answer that was not given."""
     banned = [
-        (question, re.compile(words, re.IGNORECASE))
+        (question, words)
         for question, values, words in WORDS
         if question in answers and answers[question] not in values
     ]
     for name, path in files(project).items():
         if name == ANSWERS_FILE:
             continue
-        for number, line in enumerate([name, *path.read_text().splitlines()]):
-            # Hashes are most of what the pins say, and no words.
-            for question, words in banned if "--hash=" not in line else []:
-                found = words.search(line)
-                if found and not (name.startswith("deploy/") and HOST.fullmatch(found[0])):
+        text = f"{name}\n{path.read_text()}"
+        for question, words in banned:
+            for number, word, line in mentions(words, text):
+                if not (name.startswith("deploy/") and HOST.fullmatch(word)):
                     chosen = f"{question} is {answers[question]}"
-                    yield f"{name}:{number}: {found[0]!r}, but {chosen}: {line}"
+                    yield f"{name}:{number}: {word!r}, but {chosen}: {line}"
 
 
 def test_every_combination_renders_a_whole_project(
