@@ -18,7 +18,7 @@ import structlog
 from fastapi import FastAPI
 
 from app import logs
-from tests.conftest import LogLines
+from tests.conftest import LogLines, client_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -179,6 +179,17 @@ async def test_the_line_of_a_request_comes_before_what_is_logged_after_it(
     await client.get("/no/such")
     structlog.get_logger("own").info("own_event")
     assert [line["event"] for line in log_lines()] == ["request", "own_event"]
+
+
+async def test_what_a_route_binds_is_in_the_line_of_its_request(app: FastAPI, log_lines: LogLines) -> None:
+    @app.get("/bound")
+    async def bound() -> None:
+        structlog.contextvars.bind_contextvars(tenant="a", api_key="hunter2")
+
+    async with client_of(app) as client:
+        await client.get("/bound")
+    (line,) = [line for line in log_lines() if line["event"] == "request"]
+    assert (line["tenant"], line["api_key"]) == ("a", logs.REDACTED)
 
 
 async def test_a_password_in_a_requested_path_is_redacted(

@@ -113,6 +113,15 @@ def test_many_at_once_are_counted_as_the_library_counts_one() -> None:
         assert value(counted, **labels, **sample.labels) == pytest.approx(sample.value)
 
 
+async def test_what_was_counted_last_is_kept_when_the_service_stops(app: FastAPI) -> None:
+    metrics.settle()
+    labels = {"method": "GET", "route": "unmatched", "status": "404"}
+    before = REGISTRY.get_sample_value(COUNT, labels) or 0.0
+    async with client_of(app) as client:
+        assert (await client.get("/no/such/path")).status_code == 404
+    assert REGISTRY.get_sample_value(COUNT, labels) == before + 1
+
+
 async def test_clients_cannot_make_more_series_whatever_they_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APP_LOG_LEVEL", "ERROR")
     app = create_app(load(Settings))
