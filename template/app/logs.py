@@ -41,7 +41,7 @@ REQUEST_FIELDS = frozenset({"request_id", "method", "route", "path", "status", "
 LEVELS = {logging.DEBUG: "debug", logging.INFO: "info"}
 ACCESS_LOGGER = logging.getLogger("app.access")
 access_log = structlog.stdlib.get_logger("app.access")
-# Lines of requests that the event loop writes on its next turn, all at once: each write costs more than its line.
+# Lines of requests, which the event loop writes on its next turn, many at a time.
 _waiting: deque[str] = deque()
 
 
@@ -250,7 +250,7 @@ def write_request(
             user_agent=user_agent,
         )
         return
-    # By whole numbers, which are written much faster than fractions.
+    # Whole numbers are written faster than fractions.
     took_us, now_us = int(duration_s * 1e6), time.time_ns() // 1000
     line = (
         '{"method": '
@@ -258,7 +258,7 @@ def write_request(
         f' "status": {status}, "duration_ms": {took_us // 1000}.{took_us % 1000:03}, "bytes": {sent_bytes},'
         f' "client": {quoted(client) if client else "null"},'
         f' "user_agent": {"null" if user_agent is None else quoted(user_agent)},'
-        # To look through the context takes longer than all the rest, and mostly nobody has bound anything.
+        # The context is looked through only where somebody has ever bound something.
         f' "event": "request", "request_id": "{request_id}"{others() if structlog.contextvars._CONTEXT_VARS else ""},'
         f' "logger": "app.access", "level": "{LEVELS[level]}",'
         f' "timestamp": "{second(now_us // 1_000_000)}.{now_us % 1_000_000:06}Z"'
