@@ -686,12 +686,14 @@ def burst(p: Promises, source: str, count: int) -> list[int]:
 
 def whoever_asks_too_often_gets_429_and_nobody_else(p: Promises) -> None:
     greedy, other = p.site.clients[5], p.site.clients[6]
-    enough = threading.Event()
+    enough, refused = threading.Event(), threading.Event()
 
     def ask_on() -> list[int]:
         found = []
         while not enough.is_set():
             found += burst(p, greedy, 300)
+            if 429 in found:
+                refused.set()
         return found
 
     with ThreadPoolExecutor() as aside:
@@ -700,18 +702,20 @@ def whoever_asks_too_often_gets_429_and_nobody_else(p: Promises) -> None:
             for _ in range(40):
                 answer = p.ask("GET", f"{EDGE}/see", source=other)
                 assert answer.status == 200, f"another client: {answer}"
+            # A slow machine may not get up to the rate at once.
+            refused.wait(60)
         finally:
             enough.set()
     statuses = [status for one in running for status in one.result()]
-    refused = statuses.count(429)
-    assert set(statuses) == {200, 429}, f"{set(statuses)}: {refused} of {len(statuses)} refused"
-    assert statuses.count(200) > 200, f"the burst is too small: {refused} refused"
+    over = statuses.count(429)
+    assert set(statuses) == {200, 429}, f"{set(statuses)}: {over} of {len(statuses)} refused"
+    assert statuses.count(200) > 200, f"the burst is too small: {over} refused"
 
     def again() -> bool:
         return p.ask("GET", f"{EDGE}/see", source=greedy).status == 200
 
     until(again, "it may ask again", 5)
-    p.note("requests of one client that were refused", round(refused / len(statuses), 2))
+    p.note("requests of one client that were refused", round(over / len(statuses), 2))
 
 
 # ------------------------------------------------------------ the operator
@@ -1080,7 +1084,6 @@ LONG: tuple[Callable[[Promises], None], ...] = (
 )
 USUAL: tuple[Callable[[Promises], None], ...] = (
     the_docs_page_works_in_a_browser,
-    whoever_asks_too_often_gets_429_and_nobody_else,
     bodies_pass_up_to_the_limit,
     events_come_one_by_one_over_http_1,
     events_come_one_by_one_over_http_2,
@@ -1147,6 +1150,7 @@ def check(site: Site, note: Callable[[str, object], None]) -> None:
         long = [waiting.submit(keep, promise) for promise in LONG]
         done(some.submit(keep, promise) for promise in USUAL)
         note("promises: the usual ones, s", round(time.monotonic() - started))
+        keep(whoever_asks_too_often_gets_429_and_nobody_else)
         keep(every_line_of_the_apps_log_is_one_object)
         lift_limits(p)
         # The release that serves the long ones stays up beside the next.

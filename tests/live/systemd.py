@@ -1,5 +1,8 @@
 """The service as two instances of a systemd unit."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from tests.live.project import CANARY, SLUG
 from tests.live.target import Target, quickened
 
@@ -76,10 +79,13 @@ class Systemd(Target):
         renew = "certbot renew --force-renewal --quiet --no-random-sleep-on-renew"
         self.machine.run(f"env {variables} {renew}")
 
-    def hasten(self) -> None:
+    @contextmanager
+    def hastened(self) -> Iterator[dict[str, str]]:
         folder = f"/etc/systemd/system/{SLUG}@.service.d"
         sooner = f"mkdir -p {folder} && cat >{folder}/sooner.conf && systemctl daemon-reload"
         self.machine.run(sooner, text="[Service]\nTimeoutStartSec=15\n")
+        yield {}
+        self.machine.run(f"rm -r {folder} && systemctl daemon-reload")
 
     def fingerprint(self) -> str:
         files = f"/etc /srv/{SLUG} /usr/local /var/spool -type f,l,d"

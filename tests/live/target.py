@@ -1,9 +1,8 @@
 """What a rehearsal asks of a server in words that depend on how the service is deployed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import ClassVar
 
 from tests.live.machine import Machine
@@ -46,8 +45,6 @@ class Target(ABC):
     fillable: ClassVar[bool]
     # What is configured besides, for the sake of what is tried.
     settings: ClassVar[tuple[str, ...]] = ()
-    # What does so where deploy.sh itself waits for a release to start.
-    sooner: ClassVar[Mapping[str, str]] = MappingProxyType({})
     # Shell commands that make the server one which setup refuses, what it says, and the way back.
     refusals: ClassVar[tuple[tuple[str, str, str], ...]]
 
@@ -122,8 +119,9 @@ class Target(ABC):
     def forget_builds(self) -> None:  # noqa: B027 - not every server was given some
         """Have the next release build everything that it needs."""
 
-    def hasten(self) -> None:  # noqa: B027 - not every server has to do something
-        """Give a release that does not start less time."""
+    @abstractmethod
+    def hastened(self) -> AbstractContextManager[dict[str, str]]:
+        """Give releases less time to start; what is given has to be in deploy.sh's environment."""
 
     @abstractmethod
     def fingerprint(self) -> str:
