@@ -1,18 +1,19 @@
 """Exchanges: each request that a worker is answering, with its place among the others and its budget of time."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, HTTPException, Request
 from fastapi.routing import iter_route_contexts
 from starlette.routing import Match
 from starlette.types import Message, Scope, Send
 
 from app.errors import route_template
-from app.limits import FIELDS
+from app.limits import FIELDS, client_of
 from app.metrics import IN_FLIGHT, REFUSED
 
 # Where a scope keeps its exchange.
@@ -20,6 +21,7 @@ EXCHANGE = "app.exchange"
 # How often the budgets are looked at, and the gauge is set: a timer for every request would cost more.
 TICK_S = 0.25
 NEVER = float("inf")
+RETRY_AFTER = {"Retry-After": "1"}
 
 # What every answer says unless its route says otherwise. HSTS is the proxy's to send, which has the certificate.
 SECURITY_HEADERS = (
@@ -95,8 +97,8 @@ class Exchange:
             more = (*more, *fields)
         message["headers"] = [*headers, *more, (b"x-request-id", self.request_id.encode())]
 
-    def enter(self, places: "Places", budget_s: float | None) -> bool:
-        """Take a place, and have `budget_s` seconds from now until the answer begins; return whether there was a place."""
+    def enter(self, places: "Places", budget_s: float | None) -> HTTPException | None:
+        """Take a place, and have `budget_s` seconds from now until the answer begins; return why there is no place."""
         # A loop that is named needs not be looked for, which on Python 3.11 is a system call.
         self._task = asyncio.current_task(places.loop)
         self._places = places
@@ -116,10 +118,10 @@ class Exchange:
         """Wait for the client: in no place, and with the whole budget still to come."""
         self.leave()
 
-    def resume(self, *, complete: bool) -> bool:
-        """Go on with what has come; return whether there is a place to answer a request that is `complete`."""
+    def resume(self, *, complete: bool) -> HTTPException | None:
+        """Go on with what has come; return why there is no place to answer a request that is `complete`."""
         if self._places is None or self.status:
-            return True
+            return None
         self._complete_at = time.perf_counter()
         self.allow(self._budget_s)
         return self._places.take(self, anyway=not complete)
@@ -149,26 +151,42 @@ class Places:
     def __init__(self, most: int) -> None:
         """Have `most` places."""
         self.most = most
+        # Of one address: what it asks for, others can still have.
+        self.most_of_one = math.ceil(most / 2)
         self.taken: set[Exchange] = set()
         # While it ticks, for there is somebody to look after.
         self.loop: asyncio.AbstractEventLoop | None = None
 
-    def take(self, exchange: Exchange, *, anyway: bool = False) -> bool:
-        """Give a place to a request, `anyway` also where none is free; return whether there was one."""
-        taken = len(self.taken)
-        # A route may hold three times as many places as are free. That is 3/4 of all where one route is slow, and less for
-        # each where several are: who waits for a slow dependency always leaves room for those who do not.
-        share = 3 * (self.most - taken)
-        if taken >= share and not anyway and (share <= 0 or self.held(exchange) >= share):
-            REFUSED.labels(reason="overload").inc()
-            return False
+    def take(self, exchange: Exchange, *, anyway: bool = False) -> HTTPException | None:
+        """Give a place to a request, `anyway` also where it may have none; return what to answer it instead."""
+        if len(self.taken) >= self.most_of_one and not anyway and (refusal := self.refusal(exchange)):
+            return refusal
         self.taken.add(exchange)
         if self.loop is None:
             self.loop = asyncio.get_running_loop()
             self.loop.call_later(TICK_S, self.tick)
-        return True
+        return None
 
-    def held(self, exchange: Exchange) -> int:
+    def refusal(self, exchange: Exchange) -> HTTPException | None:
+        """Return what to answer a request that may have no place."""
+        free = self.most - len(self.taken)
+        if free > 0 and self.held_by(client_of(exchange.scope)) >= self.most_of_one:
+            REFUSED.labels(reason="concurrency").inc()
+            detail = f"No more than {self.most_of_one} requests of one address are answered at a time."
+            return HTTPException(HTTPStatus.TOO_MANY_REQUESTS, detail, RETRY_AFTER)
+        # A route may hold three times as many places as are free. That is 3/4 of all where one route is slow, and less for
+        # each where several are: who waits for a slow dependency always leaves room for those who do not.
+        if free <= 0 or (len(self.taken) >= 3 * free and self.held_on(exchange) >= 3 * free):
+            REFUSED.labels(reason="overload").inc()
+            detail = "The service has all the requests that it can answer at a time."
+            return HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, detail, RETRY_AFTER)
+        return None
+
+    def held_by(self, client: str | None) -> int:
+        """Return how many places a client holds; none that comes over the socket itself."""
+        return sum(client_of(other.scope) == client for other in self.taken) if client else 0
+
+    def held_on(self, exchange: Exchange) -> int:
         """Return how many places the route of a request holds."""
         route = route_ahead(exchange.scope)
         for other in self.taken:

@@ -25,7 +25,6 @@ log = structlog.get_logger(__name__)
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{8,64}")
 HOST = re.compile(rb"(?P<name>[a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.IGNORECASE)
 PROBES = frozenset({"/health", "/ready"})
-RETRY_AFTER = {"Retry-After": "1"}
 # What a Content-Length says of a request without a body, where there is one at all.
 NO_LENGTH = frozenset({b"", b"0"})
 
@@ -142,10 +141,12 @@ class Boundary:
         exchange: Exchange = scope[EXCHANGE]
         http = scope["type"] == "http"
         # Supervisors hear from a worker that is overloaded, too.
-        if scope["path"] not in PROBES and not exchange.enter(self.places, self.budget_s if http else None):
+        refusal = None
+        if scope["path"] not in PROBES:
+            refusal = exchange.enter(self.places, self.budget_s if http else None)
+        if refusal is not None:
             if http:
-                error = overloaded()
-                await problem(error.status_code, error.detail, headers=error.headers)(scope, receive, send)
+                await problem(refusal.status_code, refusal.detail, headers=refusal.headers)(scope, receive, send)
             else:
                 await send({"type": "websocket.close", "code": 1013})
             return
@@ -177,12 +178,6 @@ class Boundary:
                 await problem(HTTPStatus.INTERNAL_SERVER_ERROR)(scope, receive, send)
         finally:
             exchange.leave()
-
-
-def overloaded() -> HTTPException:
-    """Return the error for a request that finds no place."""
-    detail = "The service has all the requests that it can answer at a time."
-    return HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, detail, RETRY_AFTER)
 
 
 class TrustedHosts:
@@ -272,8 +267,8 @@ class BodyLimit:
             received_bytes += len(message.get("body", b""))
             if received_bytes > self.limit_bytes:
                 raise self.refusal()
-            if not exchange.resume(complete=complete):
-                raise overloaded()
+            if refusal := exchange.resume(complete=complete):
+                raise refusal
             return message
 
         await self.app(scope, receive_within_limit, send)

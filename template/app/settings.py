@@ -156,8 +156,8 @@ class AppSettings(EnvSettings):
     max_in_flight: int = Field(
         100,
         ge=1,
-        description="Requests that a worker answers at a time; more are refused with 503. A stream that has begun does not"
-        " count.",
+        description="Requests that a worker answers at a time; more are refused with 503, and more than half of them to one"
+        " address with 429. A stream that has begun does not count.",
     )
     ready_timeout_s: Seconds = Field(
         2.0, description="Seconds that `/ready` waits for each dependency before it counts as failed."

@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from itertools import cycle
 
 import httpx2
 import pytest
 from fastapi import BackgroundTasks, FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from starlette.testclient import TestClient
-from starlette.types import Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from app.exchange import budget
@@ -43,6 +44,22 @@ class Dependency:
             self.waiting -= 1
 
 
+class Addresses:
+    """Gives each request the address that its `From` names, or one of many."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap `app`."""
+        self.app = app
+        self.others = cycle(f"198.51.100.{number}" for number in range(MOST))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "lifespan":
+            named = dict(scope["headers"]).get(b"from", b"").decode()
+            scope["client"] = (named or next(self.others), 0)
+        await self.app(scope, receive, send)
+
+
 @pytest.fixture
 def dependency() -> Dependency:
     """A dependency that does not answer."""
@@ -55,6 +72,7 @@ def app(settings: Settings, dependency: Dependency, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("APP_REQUEST_BUDGET_S", str(BUDGET_S))
     monkeypatch.setenv("APP_MAX_IN_FLIGHT", str(MOST))
     app = create_app(load(Settings))
+    app.add_middleware(Addresses)
 
     for name in ("one", "two", "three"):
 
@@ -251,6 +269,38 @@ async def test_a_slow_dependency_leaves_room_for_what_does_not_use_it(
     answered = [(await task).status_code for task in held]
     assert answered.count(200) == waiting[-1]
     assert (await client.get("/stuck/one/1")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("addresses", "other"),
+    [
+        pytest.param(["192.0.2.1"], "192.0.2.2", id="IPv4"),
+        pytest.param(["2001:db8::1", "2001:db8::ffff:2"], "2001:db8:0:1::1", id="IPv6"),
+    ],
+)
+async def test_one_address_leaves_half_of_the_places_to_the_others(
+    client: httpx2.AsyncClient, dependency: Dependency, addresses: list[str], other: str
+) -> None:
+    def ask(path: str, address: str) -> asyncio.Task[httpx2.Response]:
+        # What a client may write changes nothing.
+        return asyncio.create_task(client.get(path, headers={"From": address, "X-Forwarded-For": path}))
+
+    froms = cycle(addresses)
+    tasks = [ask(f"/stuck/one/{number}", next(froms)) for number in range(MOST)]
+    await until(lambda: dependency.waiting + sum(task.done() for task in tasks) == MOST)
+    assert dependency.waiting == MOST // 2
+    refused = [task.result() for task in tasks if task.done()]
+    assert {(answer.status_code, answer.headers["retry-after"]) for answer in refused} == {(429, "1")}
+    assert refused[0].json()["detail"] == "No more than 50 requests of one address are answered at a time."
+    # It is refused whatever it asks for, and nobody else is, not even where it waits.
+    assert (await ask("/quick", addresses[0])).status_code == 429
+    assert (await ask("/quick", other)).status_code == 200
+    elsewhere = ask("/stuck/one/1", other)
+    await until(lambda: dependency.waiting == MOST // 2 + 1)
+    dependency.back.set()
+    assert (await elsewhere).status_code == 200
+    assert [(await task).status_code for task in tasks].count(200) == MOST // 2
+    assert (await ask("/quick", addresses[0])).status_code == 200
 
 
 async def test_when_every_place_is_taken_only_probes_are_answered(

@@ -81,7 +81,7 @@ async def test_what_is_shown_has_the_names_that_others_rely_on(client: httpx2.As
     shown = series(answer.text)
     assert {"method": "GET", "route": "/health", "status": "200"} in shown[COUNT]
     reasons = {labels["reason"] for labels in shown["http_requests_refused_total"]}
-    assert reasons == {"overload", "budget", "rate_limit", "body", "host"}
+    assert reasons == {"overload", "concurrency", "budget", "rate_limit", "body", "host"}
     assert set(shown["app_build_info"][0]) == {"release", "slot", "python"}
     for name in ("http_requests_in_flight", "worker_resident_memory_bytes", "workers"):
         assert shown[name] == [{}]

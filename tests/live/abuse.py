@@ -26,9 +26,6 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 PROXIES = ("nginx", "caddy")
 VERSIONED = re.compile(r"^(\d+(?:\.\d+)*): (.*)$")
 
-# Nothing waits where there is no place; a busy machine takes a moment.
-AT_ONCE_MS = 1000
-
 
 # ------------------------------------------------------------------ the table
 
@@ -151,12 +148,6 @@ def objects(lines: list[str], whose: str) -> tuple[list[dict[str, Any]], list[st
     return found, wrong
 
 
-def out_of_places(line: dict[str, Any]) -> bool:
-    """Whether the app refused a request at once, as too many asked for something slow."""
-    refused = (line.get("status"), line.get("path")) == (503, f"{EDGE}/slow")
-    return refused and float(line["duration_ms"]) < AT_ONCE_MS
-
-
 def in_logs(access: list[str], app: list[str]) -> list[str]:
     """What is wrong in the lines that were written meanwhile."""
     proxied, wrong = objects(access, "the proxy")
@@ -168,7 +159,6 @@ def in_logs(access: list[str], app: list[str]) -> list[str]:
         if one.get("level") in {"error", "critical"}
         or "exception" in one
         or int(one.get("status", 0)) >= 500
-        if not out_of_places(one)
     ]
     # A hidden request that the proxy saw, too, did not get past it.
     seen = json.dumps(proxied)
