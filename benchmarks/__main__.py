@@ -26,8 +26,7 @@ FEATURES = {
     "metrics": {"BENCH_WITHOUT": "metrics"},
     "security headers": {"BENCH_WITHOUT": "headers"},
     "budget and places": {"BENCH_WITHOUT": "budget"},
-    "host names": {"BENCH_WITHOUT": "TrustedHosts"},
-    "the body's limits": {"BENCH_WITHOUT": "BodyLimit"},
+    "host names": {"BENCH_WITHOUT": "hosts"},
     "the proxy's headers": {"BENCH_WITHOUT": "forwarded"},
 }
 

@@ -66,12 +66,12 @@ def full():
     elif without == "headers":
         exchange.USUAL = ()
     elif without == "budget":
-        exchange.Exchange.enter = lambda *_: True
+        exchange.Exchange.enter = lambda *_: None
     elif without == "forwarded":
         middleware.take_forwarded = lambda *_: None
+    elif without == "hosts":
+        middleware.TrustedHosts.refusal = lambda *_: None
     app = main.create_app()
-    if without in {"TrustedHosts", "BodyLimit"}:
-        app.user_middleware = [one for one in app.user_middleware if one.cls.__name__ != without]
     app.include_router(router, prefix="/api/v1")
     # It is looked at first, as in the naked one.
     app.router.routes.insert(0, app.router.routes.pop())

@@ -86,7 +86,7 @@ def problem(
 
 
 def install(app: FastAPI) -> None:
-    """Answer validation errors and HTTP errors with problems; `Boundary` does it for crashes."""
+    """Answer validation errors and HTTP errors with problems; `Front` does it for crashes."""
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
 

@@ -83,8 +83,9 @@ class Exchange:
     def _begin_answer(self, message: Message) -> None:
         self.status = message["status"]
         self.began_at = time.perf_counter()
-        # From now on it waits for the client, which may read slowly.
-        self.leave()
+        if self._places is not None:
+            # From now on it waits for the client, which may read slowly.
+            self._places.taken.discard(self)
         headers = message.get("headers", ())
         given = dict(headers)
         more: tuple[tuple[bytes, bytes], ...] = USUAL

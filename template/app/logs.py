@@ -9,14 +9,10 @@ import os
 import re
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
-from datetime import UTC, datetime
-from functools import lru_cache
-from json.encoder import encode_basestring_ascii as quoted
 from select import PIPE_BUF
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
@@ -37,11 +33,7 @@ REDACTED = "[redacted]"
 
 # Named so that structlog's contextvars take it into every line of a request.
 REQUEST_ID: ContextVar[str] = ContextVar("structlog_request_id")
-REQUEST_FIELDS = frozenset({"request_id", "method", "route", "path", "status", "client", "event", "level"})
-LEVELS = {logging.DEBUG: "debug", logging.INFO: "info"}
-ACCESS_LOGGER = logging.getLogger("app.access")
-access_log = structlog.stdlib.get_logger("app.access")
-# Lines of requests, which the event loop writes on its next turn, many at a time.
+# Lines that the event loop writes on its next turn.
 _waiting: deque[str] = deque()
 
 
@@ -161,7 +153,7 @@ def dict_config(*, level: str = "INFO", json: bool = True) -> dict[str, Any]:
             "gunicorn.access": dict(to_stdout),
             "uvicorn": dict(to_stdout),
             "uvicorn.error": dict(to_stdout),
-            # Its line has neither duration nor route; RequestContext writes a better one.
+            # Its line has neither duration nor route; Front writes a better one.
             "uvicorn.access": {"handlers": [], "level": "CRITICAL", "propagate": False},
             # Their lines have whole addresses and headers of other services, which may hold secrets.
             "httpcore2": {"level": "WARNING"},
@@ -217,55 +209,8 @@ def configure(*, level: str = "INFO", json: bool = True) -> None:
     sys.unraisablehook = log_unraisable
 
 
-def write_request(
-    level: int,
-    *,
-    request_id: str,
-    method: str,
-    route: str | None,
-    path: str,
-    status: int,
-    duration_s: float,
-    sent_bytes: int,
-    client: str | None,
-    user_agent: str | None,
-) -> None:
-    """Write the line that every request has.
-
-    As JSON it is put together here, for the processors, which would write the same, take as long as all of the framework.
-    """
-    if not ACCESS_LOGGER.isEnabledFor(level):
-        return
-    if not Handler.json or added:
-        access_log.log(
-            level,
-            "request",
-            method=method,
-            route=route,
-            path=path,
-            status=status,
-            duration_ms=round(duration_s * 1000, 3),
-            bytes=sent_bytes,
-            client=client,
-            user_agent=user_agent,
-        )
-        return
-    # Whole numbers are written faster than fractions.
-    took_us, now_us = int(duration_s * 1e6), time.time_ns() // 1000
-    line = (
-        '{"method": '
-        f'{quoted(method)}, "route": {quoted(route) if route else "null"}, "path": {quoted(path)},'
-        f' "status": {status}, "duration_ms": {took_us // 1000}.{took_us % 1000:03}, "bytes": {sent_bytes},'
-        f' "client": {quoted(client) if client else "null"},'
-        f' "user_agent": {"null" if user_agent is None else quoted(user_agent)},'
-        # The context is looked through only where somebody has ever bound something.
-        f' "event": "request", "request_id": "{request_id}"{others() if structlog.contextvars._CONTEXT_VARS else ""},'
-        f' "logger": "app.access", "level": "{LEVELS[level]}",'
-        f' "timestamp": "{second(now_us // 1_000_000)}.{now_us % 1_000_000:06}Z"'
-        "}\n"
-    )
-    if "://" in line:
-        line = redact_urls(None, "", line)
+def write_later(line: str) -> None:
+    """Write a line on the next turn of the event loop, with all that there are by then, and before any other line."""
     if not _waiting:
         asyncio.get_running_loop().call_soon(write_waiting)
     _waiting.append(line)
@@ -275,13 +220,15 @@ def write_waiting() -> None:
     """Write the lines of requests that wait, as many at a time as no line of another process can come between."""
     lines = ""
     while _waiting:
-        # A thread that logs something else may have taken it.
-        with suppress(IndexError):
+        try:
             line = _waiting.popleft()
-            if len(lines) + len(line) > PIPE_BUF:
-                write(lines)
-                lines = ""
-            lines += line
+        except IndexError:
+            # A thread that logs something else has taken it.
+            break
+        if len(lines) + len(line) > PIPE_BUF:
+            write(lines)
+            lines = ""
+        lines += line
     if lines:
         write(lines)
 
@@ -292,19 +239,6 @@ def write(lines: str) -> None:
     with suppress(OSError):
         stream.write(lines)
         stream.flush()
-
-
-@lru_cache(maxsize=1)
-def second(timestamp: int) -> str:
-    """Return a time in ISO 8601, without its zone."""
-    return datetime.fromtimestamp(timestamp, UTC).isoformat()[:-6]
-
-
-def others() -> str:
-    """Return what was bound to the lines of a request, beside its id, as members of their JSON."""
-    bound = structlog.contextvars.get_contextvars()
-    more = {key: value for key, value in bound.items() if key not in REQUEST_FIELDS}
-    return f", {json_module.dumps(redact(None, '', more), default=repr)[1:-1]}" if more else ""
 
 
 def begin() -> None:

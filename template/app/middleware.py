@@ -5,7 +5,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from http import HTTPStatus
@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import logs
+from app import access, logs
 from app.errors import problem, route_template
 from app.exchange import EXCHANGE, Exchange, Places
 from app.metrics import REFUSED, observe_request
@@ -27,6 +27,8 @@ HOST = re.compile(rb"(?P<name>[a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.IGNORECAS
 PROBES = frozenset({"/health", "/ready"})
 # What a Content-Length says of a request without a body, where there is one at all.
 NO_LENGTH = frozenset({b"", b"0"})
+# Where a scope keeps what it is answered with, if not by a route.
+RESPONSE = "app.response"
 
 
 def take_forwarded(scope: Scope, headers: dict[bytes, bytes]) -> None:
@@ -63,12 +65,36 @@ class RootPath:
         await self.app(scope, receive, send)
 
 
-class RequestContext:
-    """Gives every request its client and an id, its answer the headers that all have, and writes and counts it when it ends."""
+class Front:
+    """What every request passes first, and its answer last: one coroutine, since a layer for each would cost more than it does.
 
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap `app`."""
-        self.app = app
+    A request gets its client and an id; it is refused where it names another host, finds no place or has too large a body;
+    it is ended when it is over its budget or crashes; and when it ends it is written and counted. The log gets the traceback
+    of a crash, the client the request id.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: "TrustedHosts",
+        places: Places,
+        budget_s: float,
+        body_limit: "BodyLimit",
+        report: Callable[[Exception], object] | None = None,
+        around: Callable[[ASGIApp], ASGIApp] | None = None,
+    ) -> None:
+        """Wrap `app`; an answer has `budget_s` seconds to begin, where its route has no budget of its own.
+
+        `report` is told of each crash, once. `around` wraps what answers, be it `app` or this.
+        """
+        self.app = around(app) if around else app
+        self.responder = around(respond) if around else respond
+        self.hosts = hosts
+        self.places = places
+        self.budget_s = budget_s
+        self.body_limit = body_limit
+        self.report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -76,6 +102,8 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
+        http = scope["type"] == "http"
+        path = scope["path"]
         headers = dict(scope["headers"])
         take_forwarded(scope, headers)
         given_id = headers.get(b"x-request-id", b"")
@@ -83,79 +111,30 @@ class RequestContext:
         exchange = scope[EXCHANGE] = Exchange(scope, send, headers, request_id)
         bound = logs.REQUEST_ID.set(request_id)
         try:
-            await self.app(scope, receive, exchange.send)
-        finally:
-            ended = time.perf_counter()
-            method = scope.get("method", "WEBSOCKET")
-            route = route_template(scope)
-            # Nothing was sent for a request that was cut while the worker drained; the server says 500.
-            status = int(exchange.status or HTTPStatus.INTERNAL_SERVER_ERROR)
-            client = scope.get("client")
-            user_agent = headers.get(b"user-agent")
-            logs.write_request(
-                logging.DEBUG if scope["path"] in PROBES else logging.INFO,
-                request_id=request_id,
-                method=method,
-                route=route,
-                path=scope["path"],
-                status=status,
-                duration_s=ended - started,
-                sent_bytes=exchange.sent_bytes,
-                client=client[0] if client else None,
-                user_agent=user_agent.decode("latin-1") if user_agent is not None else None,
-            )
-            # A stream that goes on, or a client that reads slowly, is no slow answer.
-            observe_request(method, route, status, (exchange.began_at or ended) - started)
-            logs.REQUEST_ID.reset(bound)
-            # Each holds the other; without this, memory would wait for the garbage collector.
-            del scope[EXCHANGE]
-
-
-class Boundary:
-    """Ends what may not go on: a request that finds no place, one over its budget, and a crash.
-
-    The log gets the traceback of a crash, the client the request id.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        places: Places,
-        budget_s: float,
-        report: Callable[[Exception], object] | None = None,
-    ) -> None:
-        """Wrap `app`; an answer has `budget_s` seconds to begin, where its route has no budget of its own.
-
-        `report` is told of each crash, once.
-        """
-        self.app = app
-        self.report = report
-        self.places = places
-        self.budget_s = budget_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-            return
-        exchange: Exchange = scope[EXCHANGE]
-        http = scope["type"] == "http"
-        # Supervisors hear from a worker that is overloaded, too.
-        refusal = None
-        if scope["path"] not in PROBES:
-            refusal = exchange.enter(self.places, self.budget_s if http else None)
-        if refusal is not None:
-            if http:
-                await problem(refusal.status_code, refusal.detail, headers=refusal.headers)(scope, receive, send)
+            refusal = None
+            # Supervisors know no name of ours, and hear from a worker that is overloaded, too.
+            if path not in PROBES:
+                refusal = self.hosts.refusal(scope["headers"], headers) or exchange.enter(
+                    self.places, self.budget_s if http else None
+                )
+            if http and (
+                b"transfer-encoding" in headers or headers.get(b"content-length", b"") not in NO_LENGTH
+            ):
+                refusal = refusal or self.body_limit.refusal(headers)
+                receive = self.body_limit.limited(exchange, receive)
+            if refusal is None:
+                await self.app(scope, receive, exchange.send)
+            elif http:
+                await self.respond(
+                    exchange, receive, refusal.status_code, refusal.detail, headers=refusal.headers
+                )
             else:
-                await send({"type": "websocket.close", "code": 1013})
-            return
-        try:
-            await self.app(scope, receive, send)
+                again = refusal.headers and "Retry-After" in refusal.headers
+                await exchange.send({"type": "websocket.close", "code": 1013 if again else 1008})
         except ClientDisconnect:
             # Nobody is there to read it, but the access line has a status.
             if not exchange.status:
-                await problem(HTTPStatus.BAD_REQUEST)(scope, receive, send)
+                await self.respond(exchange, receive, HTTPStatus.BAD_REQUEST)
         except asyncio.CancelledError:
             # A worker that stops cancels, too, and then nothing is to be answered.
             budget_s = exchange.is_over_budget()
@@ -164,7 +143,7 @@ class Boundary:
             log.warning("budget_exceeded", route=route_template(scope), budget_s=budget_s)
             REFUSED.labels(reason="budget").inc()
             detail = f"The answer did not begin within {budget_s:g} seconds."
-            await problem(HTTPStatus.GATEWAY_TIMEOUT, detail)(scope, receive, send)
+            await self.respond(exchange, receive, HTTPStatus.GATEWAY_TIMEOUT, detail)
         except Exception as error:
             log.exception("crash", route=route_template(scope))
             if self.report:
@@ -173,46 +152,67 @@ class Boundary:
             if not http:
                 # The client may be gone already.
                 with suppress(RuntimeError):
-                    await send({"type": "websocket.close", "code": 1011})
+                    await exchange.send({"type": "websocket.close", "code": 1011})
             elif not exchange.status:
-                await problem(HTTPStatus.INTERNAL_SERVER_ERROR)(scope, receive, send)
+                await self.respond(exchange, receive, HTTPStatus.INTERNAL_SERVER_ERROR)
         finally:
-            exchange.leave()
+            self.places.taken.discard(exchange)
+            ended = time.perf_counter()
+            method = scope.get("method", "WEBSOCKET")
+            route = route_template(scope)
+            # Nothing was sent for a request that was cut while the worker drained; the server says 500.
+            status = int(exchange.status or HTTPStatus.INTERNAL_SERVER_ERROR)
+            level = logging.DEBUG if path in PROBES else logging.INFO
+            access.write(exchange, level, method, route, status, ended - started)
+            # A stream that goes on, or a client that reads slowly, is no slow answer.
+            observe_request(method, route, status, (exchange.began_at or ended) - started)
+            logs.REQUEST_ID.reset(bound)
+            # Each holds the other; without this, memory would wait for the garbage collector.
+            del scope[EXCHANGE]
+
+    async def respond(
+        self,
+        exchange: Exchange,
+        receive: Receive,
+        status: int,
+        detail: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Answer with a problem."""
+        exchange.scope[RESPONSE] = problem(status, detail, headers=headers)
+        await self.responder(exchange.scope, receive, exchange.send)
+
+
+async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the response that the scope has."""
+    await scope[RESPONSE](scope, receive, send)
 
 
 class TrustedHosts:
-    """Answers only to its own names, so that no client can choose what absolute URLs say."""
+    """The names that are answered to, so that no client can choose what absolute URLs say."""
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
-        """Wrap `app`; `*.domain` in `hosts` matches every subdomain, `*` anything."""
-        self.app = app
+    def __init__(self, hosts: tuple[str, ...]) -> None:
+        """Answer to `hosts`, where `*.domain` matches every subdomain, `*` anything."""
         self.any = "*" in hosts
         self.names = frozenset(host.lower().encode() for host in hosts if not host.startswith("*."))
         self.suffixes = tuple(host[1:].lower().encode() for host in hosts if host.startswith("*."))
         # Nearly all requests name the same one.
         self.is_ours = lru_cache(64)(self.look_up)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        # Probes come over the socket from supervisors that know no name of ours.
-        if scope["type"] == "lifespan" or scope["path"] in PROBES or self.trusts(scope):
-            await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            REFUSED.labels(reason="host").inc()
-            response = problem(HTTPStatus.BAD_REQUEST, "This host name is not served here.")
-            await response(scope, receive, send)
-        else:
-            await send({"type": "websocket.close", "code": 1008})
-
-    def trusts(self, scope: Scope) -> bool:
-        """Return whether the request names exactly one host, and one of ours."""
-        headers: dict[bytes, bytes] = scope[EXCHANGE].headers
+    def refusal(
+        self, fields: Sequence[tuple[bytes, bytes]], headers: dict[bytes, bytes]
+    ) -> HTTPException | None:
+        """Return the error for a request that does not name exactly one host, and one of these."""
         host = headers.get(b"host")
-        if host is None or not self.is_ours(host):
-            return False
         # Fewer names than fields: one of them is there twice.
-        fields = scope["headers"]
-        return len(headers) == len(fields) or [name for name, _ in fields].count(b"host") == 1
+        if (
+            host is not None
+            and self.is_ours(host)
+            and (len(headers) == len(fields) or [name for name, _ in fields].count(b"host") == 1)
+        ):
+            return None
+        REFUSED.labels(reason="host").inc()
+        return HTTPException(HTTPStatus.BAD_REQUEST, "This host name is not served here.")
 
     def look_up(self, host: bytes) -> bool:
         """Return whether a Host is one of ours, with or without a port."""
@@ -226,27 +226,18 @@ class TrustedHosts:
 class BodyLimit:
     """Refuses a request body that is too large with 413, at once where its length is announced, and a slow one with 408."""
 
-    def __init__(self, app: ASGIApp, limit_bytes: int, timeout_s: float) -> None:
-        """Wrap `app`; a body has `timeout_s` seconds to come, counted from when it is first asked for."""
-        self.app = app
+    def __init__(self, limit_bytes: int, timeout_s: float) -> None:
+        """Take `limit_bytes`; a body has `timeout_s` seconds to come, counted from when it is first asked for."""
         self.limit_bytes = limit_bytes
         self.timeout_s = timeout_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        exchange: Exchange = scope[EXCHANGE]
-        headers = exchange.headers
+    def refusal(self, headers: dict[bytes, bytes]) -> HTTPException | None:
+        """Return the error for a body that is announced to be over the limit."""
         announced = headers.get(b"content-length", b"")
-        if announced in NO_LENGTH and b"transfer-encoding" not in headers:
-            await self.app(scope, receive, send)
-            return
-        if announced.isdigit() and int(announced) > self.limit_bytes:
-            error = self.refusal()
-            await problem(error.status_code, error.detail, headers=error.headers)(scope, receive, send)
-            return
+        return self.too_large() if announced.isdigit() and int(announced) > self.limit_bytes else None
+
+    def limited(self, exchange: Exchange, receive: Receive) -> Receive:
+        """Return what receives a body, and raises HTTPException where it is over a limit."""
         received_bytes = 0
         deadline: float | None = None
         complete = False
@@ -266,14 +257,14 @@ class BodyLimit:
             complete = not message.get("more_body", False)
             received_bytes += len(message.get("body", b""))
             if received_bytes > self.limit_bytes:
-                raise self.refusal()
+                raise self.too_large()
             if refusal := exchange.resume(complete=complete):
                 raise refusal
             return message
 
-        await self.app(scope, receive_within_limit, send)
+        return receive_within_limit
 
-    def refusal(self) -> HTTPException:
+    def too_large(self) -> HTTPException:
         """Return the error for a body over the limit; what was not read of it ends with the connection."""
         REFUSED.labels(reason="body").inc()
         detail = f"The request body is larger than {self.limit_bytes} bytes."

@@ -56,7 +56,7 @@ class AppWorker(UvicornWorker):
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         **UvicornWorker.CONFIG_KWARGS,
-        # RequestContext writes a better access line.
+        # Front writes a better access line.
         "access_log": False,
         # app.middleware reads them more carefully.
         "proxy_headers": False,

@@ -325,6 +325,8 @@ def test_what_workers_counted_stays_when_they_die_and_their_files_do_not(
 
 def the_level_changes_while_it_serves(gunicorn: Gunicorn) -> None:
     """Tell the master to have its workers log from another level on."""
+    # One that starts later reads the file by itself.
+    wait_for(lambda: gunicorn.events().count("Application startup complete.") == 2)
     file = gunicorn.socket.with_name("log-level")
     for number, (level, event) in enumerate(
         [("LOUD", "log_level_refused"), ("DEBUG", "log_level_changed"), ("INFO", "log_level_changed")]
