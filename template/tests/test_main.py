@@ -8,6 +8,7 @@ from unittest.mock import Mock
 import httpx2
 import pytest
 from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
 
 from app import main
 from app.health import State
@@ -79,3 +80,15 @@ async def test_only_the_named_origins_may_call_from_a_browser(
 async def test_without_origins_no_answer_speaks_of_them(client: httpx2.AsyncClient) -> None:
     answer = await client.get("/health", headers={"Origin": "https://app.test"})
     assert not [name for name in answer.headers if name.startswith("access-control") or name == "vary"]
+
+
+async def test_middleware_of_its_own_is_outermost_and_the_frameworks_is_not_there_twice(
+    app: FastAPI,
+) -> None:
+    assert type(app.build_middleware_stack()).__name__ == "MetricsEndpoint"
+    app.add_middleware(GZipMiddleware, minimum_size=1)
+    async with client_of(app) as client:
+        assert (await client.get("/health")).headers["content-encoding"] == "gzip"
+    # Where the framework is to limit bodies, it does.
+    app.max_body_size = 1
+    assert type(app.build_middleware_stack()).__name__ == "ServerErrorMiddleware"

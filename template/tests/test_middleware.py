@@ -355,6 +355,28 @@ async def test_a_body_over_the_limit_is_refused(
     assert answer.json()["detail"] == "The request body is larger than 1000000 bytes."
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "options"),
+    [
+        ("/crash", 500, {}),
+        ("/length", 413, {"content": b"x" * 1_000_001}),
+        ("/length", 400, {"headers": {"Host": "other.test"}}),
+    ],
+)
+async def test_a_page_of_another_origin_may_read_why_it_is_refused(
+    path: str, status: int, options: dict[str, Any], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP_BODY_LIMIT_BYTES", "1000000")
+    monkeypatch.setenv("APP_CORS_ORIGINS", "https://app.test")
+    async with client_of(extended(create_app(load(Settings)))) as client:
+        client.headers["Origin"] = "https://app.test"
+        method = "GET" if path == "/crash" else "POST"
+        answer = await client.request(method, path, **options)
+    assert answer.status_code == status
+    assert answer.headers["access-control-allow-origin"] == "https://app.test"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
 async def test_a_body_at_the_limit_is_accepted(client: httpx2.AsyncClient) -> None:
     assert (await client.post("/length", content=b"x" * 1_000_000)).json() == 1_000_000
 
