@@ -19,10 +19,10 @@ FILES: list[tuple[dict[str, set[str]], str]] = [
         .copier-answers.yml .editorconfig .env.example .gitignore .pre-commit-config.yaml
         .python-version Makefile README.md gunicorn_conf.py pyproject.toml requirements-dev.txt
         requirements.txt
-        app/__init__.py app/clients.py app/crashes.py app/docs.py app/errors.py app/exchange.py
-        app/health.py app/levels.py app/limits.py app/logs.py app/main.py app/metrics.py
-        app/middleware.py app/sentry.py app/server.py app/settings.py app/spans.py app/start.py
-        app/static.py app/tracing.py app/worker.py
+        app/__init__.py app/access.py app/clients.py app/crashes.py app/docs.py app/errors.py
+        app/exchange.py app/health.py app/levels.py app/limits.py app/logs.py app/main.py
+        app/metrics.py app/middleware.py app/sentry.py app/server.py app/settings.py
+        app/spans.py app/start.py app/static.py app/tracing.py app/worker.py
         app/rates/__init__.py app/rates/client.py app/rates/routes.py app/rates/schemas.py
         ops/grafana/dashboard.json ops/logs.md ops/prometheus/alerts.yml
         ops/prometheus/alerts_test.yml ops/prometheus/scrape.yml ops/runbook.md
