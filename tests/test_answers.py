@@ -320,7 +320,7 @@ def assert_holds(project: Path, name: str, text: str) -> None:
     given = {
         keyword.arg: ast.literal_eval(keyword.value)
         for call in ast.walk(app)
-        if isinstance(call, ast.Call) and ast.unparse(call.func) == "FastAPI"
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "Service"
         for keyword in call.keywords
         if keyword.arg in {"title", "description"}
     }

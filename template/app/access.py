@@ -39,7 +39,7 @@ def write(
             status=status,
             duration_ms=round(duration_s * 1000, 3),
             bytes=exchange.sent_bytes,
-            client=client_of(exchange),
+            client=address_of(exchange),
             user_agent=user_agent_of(exchange),
         )
         return
@@ -47,7 +47,7 @@ def write(
     bound = others() if structlog.contextvars._CONTEXT_VARS else ""
     # Whole numbers are written faster than fractions.
     took_us, now_us = int(duration_s * 1e6), time.time_ns() // 1000
-    client, user_agent = client_of(exchange), user_agent_of(exchange)
+    client, user_agent = address_of(exchange), user_agent_of(exchange)
     line = (
         '{"method": '
         f'{quoted(method)}, "route": {quoted(route) if route else "null"}, "path": {quoted(exchange.scope["path"])},'
@@ -62,7 +62,7 @@ def write(
     logs.write_later(logs.redact_urls(None, "", line) if "://" in line else line)
 
 
-def client_of(exchange: Exchange) -> str | None:
+def address_of(exchange: Exchange) -> str | None:
     """Return the address that asked, if it has one."""
     client = exchange.scope.get("client")
     return client[0] if client else None
