@@ -111,9 +111,13 @@ def serve(
             [*processors()[0], *command],
             cwd=folder,
             env={"PATH": os.environ["PATH"], "HOME": str(folder), **environment},
-            stdout=output,
-            stderr=output,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
+        assert process.stdout is not None
+        # As in production, somebody else keeps what it writes.
+        keeper = subprocess.Popen([*processors()[1], "cat"], stdin=process.stdout, stdout=output)
+        process.stdout.close()
     server = Server(process, address)
     try:
         with server.client() as client:
@@ -130,6 +134,7 @@ def serve(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        keeper.wait()
 
 
 def _answers(client: httpx2.Client) -> bool:

@@ -29,29 +29,32 @@ def write(
     """
     if not LOGGER.isEnabledFor(level):
         return
+    path = exchange.scope["path"]
+    address = exchange.scope.get("client")
+    client = address[0] if address else None
+    name = exchange.headers.get(b"user-agent")
+    user_agent = None if name is None else name.decode("latin-1")
     if not logs.Handler.json or logs.added:
         log.log(
             level,
             "request",
             method=method,
             route=route,
-            path=exchange.scope["path"],
+            path=path,
             status=status,
             duration_ms=round(duration_s * 1000, 3),
             bytes=exchange.sent_bytes,
-            client=address_of(exchange),
-            user_agent=user_agent_of(exchange),
+            client=client,
+            user_agent=user_agent,
         )
         return
     # The context is looked through only where somebody has ever bound something.
     bound = others() if structlog.contextvars._CONTEXT_VARS else ""
     # Whole numbers are written faster than fractions.
     took_us, now_us = int(duration_s * 1e6), time.time_ns() // 1000
-    client, user_agent = address_of(exchange), user_agent_of(exchange)
     line = (
-        '{"method": '
-        f'{quoted(method)}, "route": {quoted(route) if route else "null"}, "path": {quoted(exchange.scope["path"])},'
-        f' "status": {status}, "duration_ms": {took_us // 1000}.{took_us % 1000:03}, "bytes": {exchange.sent_bytes},'
+        f'{beginning(method, route)}, "path": {quoted(path)}, "status": {status},'
+        f' "duration_ms": {took_us // 1000}.{took_us % 1000:03}, "bytes": {exchange.sent_bytes},'
         f' "client": {quoted(client) if client else "null"},'
         f' "user_agent": {"null" if user_agent is None else quoted(user_agent)},'
         f' "event": "request", "request_id": "{exchange.request_id}"{bound},'
@@ -62,16 +65,10 @@ def write(
     logs.write_later(logs.redact_urls(None, "", line) if "://" in line else line)
 
 
-def address_of(exchange: Exchange) -> str | None:
-    """Return the address that asked, if it has one."""
-    client = exchange.scope.get("client")
-    return client[0] if client else None
-
-
-def user_agent_of(exchange: Exchange) -> str | None:
-    """Return what the client calls itself."""
-    user_agent = exchange.headers.get(b"user-agent")
-    return None if user_agent is None else user_agent.decode("latin-1")
+@lru_cache(maxsize=1024)
+def beginning(method: str, route: str | None) -> str:
+    """Return how the lines of a route begin."""
+    return '{"method": ' + f'{quoted(method)}, "route": {quoted(route) if route else "null"}'
 
 
 @lru_cache(maxsize=1)

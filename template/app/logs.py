@@ -33,7 +33,9 @@ REDACTED = "[redacted]"
 
 # Named so that structlog's contextvars take it into every line of a request.
 REQUEST_ID: ContextVar[str] = ContextVar("structlog_request_id")
-# Lines that the event loop writes on its next turn.
+# A worker that is killed loses the lines of that time. One write for each line would cost more than to put the line together.
+WRITE_WITHIN_S = 0.005
+# Lines that the event loop is going to write.
 _waiting: deque[str] = deque()
 
 
@@ -210,9 +212,9 @@ def configure(*, level: str = "INFO", json: bool = True) -> None:
 
 
 def write_later(line: str) -> None:
-    """Write a line on the next turn of the event loop, with all that there are by then, and before any other line."""
+    """Write a line within WRITE_WITHIN_S, with all that there are by then, and before any line that is not written later."""
     if not _waiting:
-        asyncio.get_running_loop().call_soon(write_waiting)
+        asyncio.get_running_loop().call_later(WRITE_WITHIN_S, write_waiting)
     _waiting.append(line)
 
 
