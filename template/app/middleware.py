@@ -66,7 +66,7 @@ class RootPath:
 
 
 class Front:
-    """What every request passes first, and its answer last: one coroutine, since a layer for each would cost more than it does.
+    """What every request passes first, and its answer last: one coroutine, since each layer costs by itself.
 
     A request gets its client and an id; it is refused where it names another host, finds no place or has too large a body;
     it is ended when it is over its budget or crashes; and when it ends it is written and counted. The log gets the traceback
