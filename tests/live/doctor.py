@@ -97,8 +97,12 @@ def doctor(r: "Rehearsal") -> None:
 
 
 def served(r: "Rehearsal") -> None:
-    """Wait until the service is ready."""
-    until(lambda: r.public.ask("GET", "/ready", timeout=2)[0] == 200, "a sound service", 40)
+    """Wait until the service is ready, whichever of its workers is asked."""
+
+    def all_ready() -> bool:
+        return all(r.public.ask("GET", "/ready", timeout=2)[0] == 200 for _ in range(8))
+
+    until(all_ready, "a sound service", 40)
 
 
 @contextmanager
