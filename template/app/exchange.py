@@ -87,26 +87,28 @@ class Exchange:
             # From now on it waits for the client, which may read slowly.
             self._places.taken.discard(self)
         headers = message.get("headers", ())
-        given = dict(headers)
-        more: tuple[tuple[bytes, bytes], ...] = USUAL
-        if not OWN.isdisjoint(given):
-            caching = REVALIDATED if b"etag" in given else NOT_STORED
-            more = tuple(header for header in (*SECURITY_HEADERS, caching) if header[0] not in given)
-        if given.get(b"content-type", b"").startswith(b"text/event-stream"):
+        own = events = False
+        for name, value in headers:
+            if name in OWN:
+                own = True
+            elif name == b"content-type":
+                events = value.startswith(b"text/event-stream")
+        more: tuple[tuple[bytes, bytes], ...] = usual_beside(dict(headers)) if own else USUAL
+        if events:
             more = (*more, UNBUFFERED)
         if fields := self.scope.get(FIELDS):
             more = (*more, *fields)
         message["headers"] = [*headers, *more, (b"x-request-id", self.request_id.encode())]
 
-    def enter(self, places: "Places", budget_s: float | None) -> HTTPException | None:
-        """Take a place, and have `budget_s` seconds from now until the answer begins; return why there is no place."""
+    def enter(self, places: "Places", now: float, budget_s: float | None) -> HTTPException | None:
+        """Take a place, and have `budget_s` seconds from `now` until the answer begins; return why there is no place."""
         # A loop that is named needs not be looked for, which on Python 3.11 is a system call.
         self._task = asyncio.current_task(places.loop)
         self._places = places
-        self._complete_at = time.perf_counter()
+        self._complete_at = now
         self._budget_s = budget_s
         if budget_s is not None:
-            self.deadline = self._complete_at + budget_s
+            self.deadline = now + budget_s
         return places.take(self)
 
     def allow(self, budget_s: float | None) -> None:
@@ -204,6 +206,12 @@ class Places:
             self.loop = None
         elif self.loop is not None:
             self.loop.call_later(TICK_S, self.tick)
+
+
+def usual_beside(given: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
+    """Return what every answer says, but for what the route has said itself."""
+    caching = REVALIDATED if b"etag" in given else NOT_STORED
+    return tuple(header for header in (*SECURITY_HEADERS, caching) if header[0] not in given)
 
 
 def route_ahead(scope: Scope) -> str | None:

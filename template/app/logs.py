@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from select import PIPE_BUF
@@ -34,7 +34,7 @@ REDACTED = "[redacted]"
 # Named so that structlog's contextvars take it into every line of a request.
 REQUEST_ID: ContextVar[str] = ContextVar("structlog_request_id")
 # A worker that is killed loses the lines of that time. One write for each line would cost more than to put the line together.
-WRITE_WITHIN_S = 0.005
+WRITE_WITHIN_S = 0.02
 # Lines that the event loop is going to write.
 _waiting: deque[str] = deque()
 
@@ -220,19 +220,21 @@ def write_later(line: str) -> None:
 
 def write_waiting() -> None:
     """Write the lines of requests that wait, as many at a time as no line of another process can come between."""
-    lines = ""
-    while _waiting:
-        try:
-            line = _waiting.popleft()
-        except IndexError:
-            # A thread that logs something else has taken it.
-            break
-        if len(lines) + len(line) > PIPE_BUF:
-            write(lines)
-            lines = ""
-        lines += line
-    if lines:
-        write(lines)
+    lines = "".join(take_waiting())
+    while lines:
+        # All, or as many whole ones as fit; one that does not fit has to go alone.
+        end = len(lines) if len(lines) <= PIPE_BUF else lines.rfind("\n", 0, PIPE_BUF) + 1
+        end = end or lines.index("\n") + 1
+        write(lines[:end])
+        lines = lines[end:]
+
+
+def take_waiting() -> Iterator[str]:
+    """Yield the lines that wait."""
+    # A thread that logs something else may take the last one first.
+    with suppress(IndexError):
+        while _waiting:
+            yield _waiting.popleft()
 
 
 def write(lines: str) -> None:

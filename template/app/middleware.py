@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from http import HTTPStatus
+from typing import Any
 
 import structlog
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
 
 from app import access, logs
 from app.errors import problem, route_template
@@ -29,6 +31,8 @@ PROBES = frozenset({"/health", "/ready"})
 NO_LENGTH = frozenset({b"", b"0"})
 # Where a scope keeps what it is answered with, if not by a route.
 RESPONSE = "app.response"
+# Where a scope keeps the error that its handler is to answer.
+ERROR = "app.error"
 
 
 def take_forwarded(scope: Scope, headers: dict[bytes, bytes]) -> None:
@@ -115,7 +119,7 @@ class Front:
             # Supervisors know no name of ours, and hear from a worker that is overloaded, too.
             if path not in PROBES:
                 refusal = self.hosts.refusal(scope["headers"], headers) or exchange.enter(
-                    self.places, self.budget_s if http else None
+                    self.places, started, self.budget_s if http else None
                 )
             if http and (
                 b"transfer-encoding" in headers or headers.get(b"content-length", b"") not in NO_LENGTH
@@ -186,6 +190,34 @@ class Front:
 async def respond(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer with the response that the scope has."""
     await scope[RESPONSE](scope, receive, send)
+
+
+class HandledErrors(ExceptionMiddleware):
+    """Answers errors by their handlers, as its base does, which for every request makes what only a failed one needs."""
+
+    def __init__(self, app: ASGIApp, handlers: Mapping[Any, ExceptionHandler]) -> None:
+        """Wrap `app`; `handlers` are by status and by kind of error."""
+        super().__init__(fail, handlers)
+        self.routes = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        # Routes look there first.
+        scope["starlette.exception_handlers"] = (self._exception_handlers, self._status_handlers)
+        try:
+            await self.routes(scope, receive, send)
+        except Exception as error:
+            unhandled = self._exception_handlers.keys().isdisjoint(type(error).__mro__)
+            # After its first byte an answer can only be cut; a WebSocket can still be closed.
+            if unhandled or (scope["type"] == "http" and scope[EXCHANGE].status):
+                raise
+            scope[ERROR] = error
+            await super().__call__(scope, receive, send)
+
+
+async def fail(scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Raise the error that the scope has."""
+    raise scope[ERROR]
 
 
 class TrustedHosts:

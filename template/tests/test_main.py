@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import httpx2
@@ -12,6 +13,7 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from app import main
 from app.health import State
+from app.middleware import HandledErrors
 from app.settings import load
 from tests.conftest import client_of
 
@@ -82,13 +84,33 @@ async def test_without_origins_no_answer_speaks_of_them(client: httpx2.AsyncClie
     assert not [name for name in answer.headers if name.startswith("access-control") or name == "vary"]
 
 
-async def test_middleware_of_its_own_is_outermost_and_the_frameworks_is_not_there_twice(
-    app: FastAPI,
-) -> None:
-    assert type(app.build_middleware_stack()).__name__ == "MetricsEndpoint"
+async def test_middleware_of_its_own_is_outermost(app: FastAPI) -> None:
     app.add_middleware(GZipMiddleware, minimum_size=1)
+    assert type(app.build_middleware_stack()) is GZipMiddleware
     async with client_of(app) as client:
         assert (await client.get("/health")).headers["content-encoding"] == "gzip"
+
+
+def test_the_frameworks_layers_are_those_that_ours_replace(app: FastAPI) -> None:
+    # With another one, see what it does, and whether `Service` has to have it.
+    assert layers(FastAPI()) == [
+        "ServerErrorMiddleware",
+        "ExceptionTelemetryMiddleware",
+        "AppBodyLimitMiddleware",
+        "ExceptionMiddleware",
+        "AsyncExitStackMiddleware",
+    ]
+    assert layers(app) == ["MetricsEndpoint", "Front", "HandledErrors", "AsyncExitStackMiddleware"]
     # Where the framework is to limit bodies, it does.
     app.max_body_size = 1
-    assert type(app.build_middleware_stack()).__name__ == "ServerErrorMiddleware"
+    assert "AppBodyLimitMiddleware" in layers(app)
+
+
+def layers(app: FastAPI) -> list[str]:
+    """Return what is around the router, outermost first."""
+    names = []
+    layer: Any = app.build_middleware_stack()
+    while layer is not app.router:
+        names.append(type(layer).__name__)
+        layer = layer.routes if isinstance(layer, HandledErrors) else layer.app
+    return names
