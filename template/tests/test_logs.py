@@ -165,7 +165,7 @@ async def test_requests_of_one_moment_are_written_together_but_never_so_many_tha
     written: list[str] = []
     monkeypatch.setattr(logs, "write", written.append)
     await asyncio.gather(*(client.get(f"/no/such/{number}") for number in range(40)))
-    await asyncio.sleep(0)
+    await asyncio.sleep(2 * logs.WRITE_WITHIN_S)
     monkeypatch.undo()
     lines = [json.loads(line) for text in written for line in text.splitlines()]
     assert sorted(line["path"] for line in lines) == sorted(f"/no/such/{number}" for number in range(40))
