@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmarks import project as projects
@@ -34,12 +36,26 @@ Row = tuple[str, ...]
 Tables = dict[str, list[Row]]
 
 
+@dataclass
+class Measured:
+    """What one of the compared was found to cost."""
+
+    # Microseconds of processor time, in every turn.
+    costs: list[float] = field(default_factory=list)
+    # One of each start: seconds until the first answer, and bytes of the worker.
+    started_s: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+
+
 class Bench:
     """The project that is measured, and how long."""
 
-    def __init__(self, project: Path, folder: Path, *, rounds: int, requests: int) -> None:
+    def __init__(
+        self, project: Path, folder: Path, *, requests: int, rounds: int = 1, starts: int = 1
+    ) -> None:
         self.project = project
         self.folder = folder
+        self.starts = starts
         self.rounds = rounds
         self.requests = requests
         self.number = 0
@@ -72,24 +88,38 @@ class Bench:
         with serve([*command, f"bench_apps:{app}()"], address, folder, environment) as server:
             yield server
 
-    def in_turns(self, servers: Mapping[str, Server]) -> dict[str, list[float]]:
+    def in_turns(self, servers: Mapping[str, Server], rounds: int) -> dict[str, list[float]]:
         """Return what a request costs each of the servers, in microseconds, in every round."""
         for server in servers.values():
             server.load(self.requests // 4 or 1)
         costs: dict[str, list[float]] = {name: [] for name in servers}
         names = list(servers)
-        for turn in range(self.rounds):
+        for turn in range(rounds):
             # Each is first, and each is last.
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 costs[name].append(servers[name].cost(self.requests))
         return costs
 
+    def measure(
+        self, served: Mapping[str, Callable[[], AbstractContextManager[Server]]]
+    ) -> dict[str, Measured]:
+        """Compare servers, all started anew several times: no two processes are equally fast."""
+        measured = {name: Measured() for name in served}
+        for _ in range(self.starts):
+            with ExitStack() as stack:
+                servers = {name: stack.enter_context(start()) for name, start in served.items()}
+                for name, costs in self.in_turns(servers, self.rounds).items():
+                    measured[name].costs += costs
+                for name, server in servers.items():
+                    measured[name].started_s.append(server.started_s)
+                    measured[name].memory.append(server.worker_memory())
+        return measured
 
-def ratio(costs: Mapping[str, list[float]], name: str, base: str) -> float:
-    """Return by how much one costs more than the other; each round is compared with itself."""
-    pairs = zip(costs[name], costs[base], strict=True)
-    return statistics.median(one / other for one, other in pairs)
+
+def ratio(one: list[float], other: list[float]) -> float:
+    """Return by how much one costs more than the other; each turn is compared with itself."""
+    return statistics.median(a / b for a, b in zip(one, other, strict=True))
 
 
 def compare(bench: Bench) -> Tables:
@@ -99,22 +129,15 @@ def compare(bench: Bench) -> Tables:
         "FastAPI alone": "naked",
         "the generated service": "full",
     }
-    with ExitStack() as stack:
-        servers = {name: stack.enter_context(bench.server(app)) for name, app in apps.items()}
-        costs = bench.in_turns(servers)
-        started = {name: [server.started_s] for name, server in servers.items()}
-        memory = {name: server.worker_memory() / 1e6 for name, server in servers.items()}
-    for _ in range(min(bench.rounds - 1, 4)):
-        for name, app in apps.items():
-            with bench.server(app) as server:
-                started[name].append(server.started_s)
+    measured = bench.measure({name: partial(bench.server, app) for name, app in apps.items()})
+    naked = measured["FastAPI alone"].costs
     requests: list[Row] = []
     workers: list[Row] = []
-    for name in apps:
-        against = f"{ratio(costs, name, 'FastAPI alone'):.2f}"
-        requests.append((name, f"{statistics.median(costs[name]):.0f} µs", against))
-        start_s = statistics.median(started[name])
-        workers.append((name, f"{memory[name]:.0f} MB", f"{start_s:.1f} s"))
+    for name, found_out in measured.items():
+        cost = f"{statistics.median(found_out.costs):.0f} µs"
+        requests.append((name, cost, f"{ratio(found_out.costs, naked):.2f}"))
+        memory = f"{statistics.median(found_out.memory) / 1e6:.0f} MB"
+        workers.append((name, memory, f"{statistics.median(found_out.started_s):.1f} s"))
     return {
         "| Served | Processor time of a request | Against FastAPI alone |": requests,
         "| Served | Memory of a worker (PSS) | From start to first answer |": workers,
@@ -123,16 +146,16 @@ def compare(bench: Bench) -> Tables:
 
 def features(bench: Bench) -> Tables:
     """Measure what each feature costs, by leaving it out."""
-    with ExitStack() as stack:
-        servers = {"all": stack.enter_context(bench.server("full"))}
-        for name, environment in FEATURES.items():
-            servers[name] = stack.enter_context(bench.server("full", **environment))
-        limited = stack.enter_context(bench.server("full", APP_RATE_LIMIT=RATE))
-        costs = bench.in_turns(servers | {"rate": limited})
+    without = {f"without {name}": environment for name, environment in FEATURES.items()}
+    changed = without | {"with `APP_RATE_LIMIT` on": {"APP_RATE_LIMIT": RATE}}
+    environments: dict[str, dict[str, str]] = {"all": {}} | changed
+    measured = bench.measure(
+        {name: partial(bench.server, "full", **own) for name, own in environments.items()}
+    )
     rows: list[Row] = [
-        (f"without {name}", f"{100 * (ratio(costs, name, 'all') - 1):+.0f} %") for name in FEATURES
+        (name, f"{100 * (ratio(measured[name].costs, measured['all'].costs) - 1):+.0f} %")
+        for name in changed
     ]
-    rows.append(("with `APP_RATE_LIMIT` on", f"{100 * (ratio(costs, 'rate', 'all') - 1):+.0f} %"))
     return {"| The generated service | Processor time of a request |": rows}
 
 
@@ -146,13 +169,13 @@ def ways(bench: Bench) -> Tables:
             folder = bench.folder / name
             folder.mkdir()
             servers[name] = stack.enter_context(start(direct.address, folder))
-        costs = bench.in_turns(servers)
+        costs = bench.in_turns(servers, bench.starts * bench.rounds)
         rates = {name: server.load(bench.requests) for name, server in servers.items()}
     rows: list[Row] = []
     for name in servers:
         what = f"{name} in front, its own" if name in PROXIES else name
         cost = f"{statistics.median(costs[name]):.0f} µs"
-        against = f"{ratio(costs, name, 'unix socket'):.2f}"
+        against = f"{ratio(costs[name], costs['unix socket']):.2f}"
         rows.append((what, cost, against, f"{rates[name]:.0f}/s"))
     return {"| The way | Processor time of a request | Against the unix socket | Requests |": rows}
 
@@ -202,7 +225,8 @@ def report(bench: Bench) -> str:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60, help="how often each has its turn")
+    parser.add_argument("--starts", type=int, default=8, help="how often all are started anew")
+    parser.add_argument("--rounds", type=int, default=10, help="how often each has its turn then")
     parser.add_argument("--requests", type=int, default=1000, help="requests in a turn")
     parser.add_argument(
         "--project", type=Path, help="a project made by an earlier run, instead of a new one"
@@ -224,7 +248,13 @@ def main() -> None:
         project = (
             project.resolve() if project else projects.make(Path(folder, "made"), given.python)
         )
-        bench = Bench(project, Path(folder), rounds=given.rounds, requests=given.requests)
+        bench = Bench(
+            project,
+            Path(folder),
+            requests=given.requests,
+            rounds=given.rounds,
+            starts=given.starts,
+        )
         try:
             figures = report(bench)
         except (RuntimeError, subprocess.CalledProcessError) as error:
