@@ -22,6 +22,28 @@ LEVELS = {logging.DEBUG: "debug", logging.INFO: "info"}
 FIELDS = frozenset({"request_id", "method", "route", "path", "status", "client", "event", "level"})
 
 
+class Clock:
+    """Tells the time in ISO 8601; what only changes with the second is written once in it."""
+
+    def __init__(self) -> None:
+        """Begin with no second."""
+        self.second = 0
+        self.written = ""
+
+    def now(self) -> str:
+        """Return the time, to the microsecond."""
+        now_s = time.time()
+        past_us = int((now_s - self.second) * 1e6)
+        if not 0 <= past_us < 1_000_000:
+            self.second = int(now_s)
+            self.written = datetime.fromtimestamp(self.second, UTC).isoformat()[:-6]
+            past_us = int((now_s - self.second) * 1e6)
+        return f"{self.written}.{DIGITS[past_us // 1000]}{DIGITS[past_us % 1000]}Z"
+
+
+clock = Clock()
+
+
 def write(
     exchange: Exchange, level: int, method: str, route: str | None, status: int, duration_s: float
 ) -> None:
@@ -52,8 +74,7 @@ def write(
         return
     # The context is looked through only where somebody has ever bound something.
     bound = others() if structlog.contextvars._CONTEXT_VARS else ""
-    took_us, now_s = int(duration_s * 1e6), time.time()
-    now_us = int(now_s % 1 * 1e6)
+    took_us = int(duration_s * 1e6)
     line = (
         f'{beginning(method, route, status)}, "path": {quoted(path)},'
         f' "duration_ms": {took_us // 1000}.{DIGITS[took_us % 1000]}, "bytes": {exchange.sent_bytes},'
@@ -61,7 +82,7 @@ def write(
         f' "user_agent": {"null" if user_agent is None else quoted(user_agent)},'
         f' "event": "request", "request_id": "{exchange.request_id}"{bound},'
         f' "logger": "app.access", "level": "{LEVELS[level]}",'
-        f' "timestamp": "{second(now_s // 1)}.{DIGITS[now_us // 1000]}{DIGITS[now_us % 1000]}Z"'
+        f' "timestamp": "{clock.now()}"'
         "}\n"
     )
     # Few lines have that character, which every URL with a password has.
@@ -73,12 +94,6 @@ def beginning(method: str, route: str | None, status: int) -> str:
     """Return how the lines of a route begin."""
     named = quoted(route) if route else "null"
     return '{"method": ' + f'{quoted(method)}, "route": {named}, "status": {status}'
-
-
-@lru_cache(maxsize=1)
-def second(timestamp: float) -> str:
-    """Return a time in ISO 8601, without its zone."""
-    return datetime.fromtimestamp(timestamp, UTC).isoformat()[:-6]
 
 
 def others() -> str:

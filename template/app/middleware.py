@@ -41,8 +41,10 @@ def take_forwarded(scope: Scope, headers: dict[bytes, bytes]) -> None:
     # Over a unix socket there is neither a port nor an address at the other end.
     if scope.get("client") is not None or server is None or server[1] is not None:
         return
-    # Of several the last counts: the proxy's own, where it added to what a client sent.
-    address = headers.get(b"x-forwarded-for", b"").rpartition(b",")[2].strip()
+    address = headers.get(b"x-forwarded-for", b"")
+    if b"," in address:
+        # The last counts: the proxy's own, where it added to what a client sent.
+        address = address.rpartition(b",")[2].strip()
     if address:
         scope["client"] = (address.decode("latin-1"), 0)
     if headers.get(b"x-forwarded-proto") == b"https":
@@ -199,11 +201,12 @@ class HandledErrors(ExceptionMiddleware):
         """Wrap `app`; `handlers` are by status and by kind of error."""
         super().__init__(fail, handlers)
         self.routes = app
+        # Where routes look for them first.
+        self.known = (self._exception_handlers, self._status_handlers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        # Routes look there first.
-        scope["starlette.exception_handlers"] = (self._exception_handlers, self._status_handlers)
+        scope["starlette.exception_handlers"] = self.known
         try:
             await self.routes(scope, receive, send)
         except Exception as error:

@@ -275,6 +275,18 @@ async def test_the_access_line_says_everything_once(
     }
 
 
+def test_the_clock_goes_on_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = access.Clock()
+    for now_s, written in (
+        (1_795_324_607.9375, "2026-11-22T05:16:47.937500Z"),
+        (1_795_324_608.0, "2026-11-22T05:16:48.000000Z"),
+        (1_795_324_608.03125, "2026-11-22T05:16:48.031250Z"),
+        (1_795_324_606.5, "2026-11-22T05:16:46.500000Z"),
+    ):
+        monkeypatch.setattr(access, "time", Mock(time=Mock(return_value=now_s)))
+        assert clock.now() == written
+
+
 @pytest.mark.parametrize(("took_s", "written"), [(0.000_0415, 0.041), (1.0625, 1062.5), (61.25, 61_250.0)])
 async def test_the_access_line_has_the_time_in_milliseconds(
     took_s: float, written: float, log_lines: LogLines
