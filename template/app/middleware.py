@@ -201,11 +201,11 @@ class HandledErrors(ExceptionMiddleware):
         """Wrap `app`; `handlers` are by status and by kind of error."""
         super().__init__(fail, handlers)
         self.routes = app
-        # Where routes look for them first.
         self.known = (self._exception_handlers, self._status_handlers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
+        # Where routes look for them first.
         scope["starlette.exception_handlers"] = self.known
         try:
             await self.routes(scope, receive, send)
