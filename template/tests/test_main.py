@@ -8,12 +8,13 @@ from unittest.mock import Mock
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from app import main
 from app.health import State
-from app.middleware import HandledErrors
+from app.middleware import FILES, HandledErrors
 from app.settings import load
 from tests.conftest import client_of
 
@@ -100,10 +101,25 @@ def test_the_frameworks_layers_are_those_that_ours_replace(app: FastAPI) -> None
         "ExceptionMiddleware",
         "AsyncExitStackMiddleware",
     ]
-    assert layers(app) == ["MetricsEndpoint", "Front", "HandledErrors", "AsyncExitStackMiddleware"]
+    assert layers(app) == ["MetricsEndpoint", "Front", "HandledErrors"]
     # Where the framework is to limit bodies, it does.
     app.max_body_size = 1
     assert "AppBodyLimitMiddleware" in layers(app)
+
+
+async def test_the_files_of_a_form_are_closed_after_its_request(app: FastAPI) -> None:
+    # Where the framework looks for who closes them.
+    assert AsyncExitStackMiddleware(app).context_name == FILES
+    close = Mock()
+
+    @app.get("/form")
+    async def form(request: Request) -> bool:
+        request.scope[FILES].callback(close)
+        return close.called
+
+    async with client_of(app) as client:
+        assert (await client.get("/form")).json() is False
+    close.assert_called_once_with()
 
 
 def layers(app: FastAPI) -> list[str]:
