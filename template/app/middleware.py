@@ -170,7 +170,7 @@ class Front:
                 with suppress(RuntimeError):
                     await exchange.send({"type": "websocket.close", "code": 1011})
             elif not exchange.status:
-                await self.respond(exchange, receive, HTTPStatus.INTERNAL_SERVER_ERROR)
+                await self.answer_crash(exchange, receive, error)
         finally:
             self.places.taken.discard(exchange)
             ended = time.perf_counter()
@@ -197,6 +197,20 @@ class Front:
         """Answer with a problem."""
         exchange.scope[RESPONSE] = problem(status, detail, headers=headers)
         await self.responder(exchange.scope, receive, exchange.send)
+
+    async def answer_crash(self, exchange: Exchange, receive: Receive, error: Exception) -> None:
+        """Answer by the handler that the service has for crashes; with a problem, if it has none or that crashes, too."""
+        handlers = exchange.scope["app"].exception_handlers
+        handler = handlers.get(Exception) or handlers.get(HTTPStatus.INTERNAL_SERVER_ERROR)
+        if handler:
+            exchange.scope[ERROR] = error
+            exchange.scope[RESPONSE] = ExceptionMiddleware(fail, {Exception: handler})
+            try:
+                await self.responder(exchange.scope, receive, exchange.send)
+            except Exception:
+                log.exception("crash_handler_failed", route=route_template(exchange.scope))
+        if not exchange.status:
+            await self.respond(exchange, receive, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 async def respond(scope: Scope, receive: Receive, send: Send) -> None:

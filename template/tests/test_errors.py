@@ -184,6 +184,33 @@ async def test_a_crash_is_logged_once_and_tells_the_client_only_its_id(
     assert "hunter2" not in json.dumps(lines)
 
 
+@pytest.mark.parametrize("kind", [Exception, 500])
+async def test_a_crash_may_have_a_handler_and_is_logged_all_the_same(
+    app: FastAPI, log_lines: LogLines, kind: type[Exception] | int
+) -> None:
+    async def apologize(request: Request, error: Exception) -> Response:
+        return problem(500, f"{request.url.path}: {error}")
+
+    app.add_exception_handler(kind, apologize)
+    async with client_of(app) as client:
+        answer = await client.get("/crash")
+    assert assert_problem(answer, 500)["detail"] == "/crash: crashed with 7 letters"
+    assert [line["event"] for line in log_lines() if "exception" in line] == ["crash"]
+
+
+async def test_a_handler_of_crashes_that_crashes_takes_nothing_away(
+    app: FastAPI, log_lines: LogLines
+) -> None:
+    def crash_again(_request: Request, _error: Exception) -> Response:
+        raise RuntimeError("again")
+
+    app.add_exception_handler(Exception, crash_again)
+    async with client_of(app) as client:
+        assert_problem(await client.get("/crash"), 500)
+    crash, again = (line["exception"][0]["exc_value"] for line in log_lines() if "exception" in line)
+    assert (crash, again) == ("crashed with 7 letters", "again")
+
+
 async def test_a_crash_after_the_first_byte_cuts_the_answer(app: FastAPI, log_lines: LogLines) -> None:
     sent = await sent_for(app, "/crash-late")
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
