@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, 
 from app import access, logs
 from app.errors import problem, route_template
 from app.exchange import EXCHANGE, Exchange, Places
+from app.limits import AddressLimit
 from app.metrics import REFUSED, observe_request
 
 log = structlog.get_logger(__name__)
@@ -61,6 +62,15 @@ def take_forwarded(scope: Scope, headers: dict[bytes, bytes]) -> None:
         scope["scheme"] = "https" if scope["type"] == "http" else "wss"
 
 
+def is_preflight(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether a browser only asks what a page of another origin may send."""
+    return (
+        scope.get("method") == "OPTIONS"
+        and b"origin" in headers
+        and b"access-control-request-method" in headers
+    )
+
+
 class RootPath:
     """Serves below a path, whether the proxy leaves it in front of what it asks for or has taken it away."""
 
@@ -97,6 +107,7 @@ class Front:
         places: Places,
         budget_s: float,
         body_limit: "BodyLimit",
+        limit: AddressLimit | None = None,
         report: Callable[[Exception], object] | None = None,
         around: Callable[[ASGIApp], ASGIApp] | None = None,
     ) -> None:
@@ -110,6 +121,8 @@ class Front:
         self.places = places
         self.budget_s = budget_s
         self.body_limit = body_limit
+        self.limit = limit
+        self.cors = around is not None
         self.report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,6 +151,8 @@ class Front:
             ):
                 refusal = refusal or self.body_limit.refusal(headers)
                 receive = self.body_limit.limited(exchange, receive)
+            if self.limit and refusal is None and not (self.cors and is_preflight(scope, headers)):
+                refusal = await self.limit.refusal(scope)
             if refusal is None:
                 await self.app(scope, receive, exchange.send)
             elif http:

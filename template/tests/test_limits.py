@@ -21,6 +21,7 @@ from app.limits import (
     LimitSettings,
     Rate,
     Window,
+    interval_us,
     limit,
     network,
     parse,
@@ -267,10 +268,10 @@ def schedule(seed: int, rate: Rate, *, keen: bool) -> Iterator[int]:
     allowed: deque[int] = deque(maxlen=rate.amount)
     at_us = draw.randrange(rate.window_us)
     pauses: dict[str, Callable[[], int]] = {
-        "steady": lambda: rate.interval_us + 1,
+        "steady": lambda: interval_us(rate) + 1,
         "bursts": lambda: 0 if draw.random() < 0.9 else draw.randrange(2 * rate.window_us),
         "borders": lambda: draw.choice([0, 0, 0, rate.window_us - 1, rate.window_us, rate.window_us + 1]),
-        "any": lambda: int(draw.expovariate(1 / rate.interval_us)),
+        "any": lambda: int(draw.expovariate(1 / interval_us(rate))),
     }
     pause = pauses[draw.choice(sorted(pauses))]
     while at_us < TEN_MINUTES_US:
@@ -312,7 +313,7 @@ def test_in_ten_minutes_who_keeps_to_the_rate_is_never_refused_and_nobody_gets_m
                 )
             else:
                 span_us = times[-1] - at_us
-                assert len(times) - first <= rate.amount + span_us // rate.interval_us + 1
+                assert len(times) - first <= rate.amount + span_us // interval_us(rate) + 1
 
 
 @pytest.mark.parametrize("make", [Bucket, Window])
