@@ -57,4 +57,6 @@ def test_the_command_measures_every_row_and_the_service_costs_little(tmp_path: P
         if len(cells) == 3 and cells[1].endswith("µs")
     }
     assert ratios["FastAPI alone"] == 1
-    assert ratios["an ASGI callable"] < 1 < ratios["the generated service"] < AT_MOST, ratios
+    # Two turns on a busy machine do not tell the service from FastAPI alone.
+    service = ratios["the generated service"]
+    assert ratios["an ASGI callable"] < min(1, service) <= service < AT_MOST, ratios

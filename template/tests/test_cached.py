@@ -86,7 +86,9 @@ async def shop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cached, "RETRY_S", 0.1)
     if "own_redis" not in request.fixturenames:
         # On a busy machine a sound Redis may be slow, too.
-        monkeypatch.setattr(cached, "TIMEOUT_S", 5)
+        monkeypatch.setattr(cached, "TIMEOUT_S", 30)
+        monkeypatch.setenv("REDIS_TIMEOUT_S", "30")
+        monkeypatch.setenv("REDIS_CONNECT_TIMEOUT_S", "30")
     async with AsyncExitStack() as stack:
         caches = [await stack.enter_async_context(open_cache(CacheSettings.load())) for _ in range(2)]
         yield Shop([cache.values("test", 30.0) for cache in caches], secrets.token_hex(8))
