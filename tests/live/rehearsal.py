@@ -303,7 +303,9 @@ def broken_releases(r: Rehearsal) -> None:
             # One that is noticed later has to start first, and may need all of its time.
             starts = SOAK or "start" not in noticed
             with nullcontext({}) if starts else r.target.hastened() as sooner:
-                fails(r, r.project.release(f"broken-{fault}", fault), noticed, **sooner)
+                # Until requests of the load have come to its workers.
+                watched = {"DEPLOY_WATCH_S": "30"} if "watch" in noticed else {}
+                fails(r, r.project.release(f"broken-{fault}", fault), noticed, **sooner, **watched)
     tables = r.operator.deploy("run", "python", "-c", TABLES).out.split()
     assert "notes_0002" in tables, tables
     assert "notes_0003" not in tables, f"a migration that failed left a table: {tables}"
