@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import BEGIN, DOCUMENT, END, FEATURES, found
+from benchmarks.__main__ import BEGIN, DOCUMENT, END, FEATURES, LIMITED, found
 from benchmarks.proxies import PROXIES
 from tests.combinations import ROOT
 
@@ -20,7 +20,7 @@ def assert_complete(text: str) -> None:
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     rows = {cell[0]: cell[1:] for cell in cells if cell}
     expected = {"an ASGI callable", "FastAPI alone", "the generated service", "unix socket", "TCP"}
-    expected |= {f"without {feature}" for feature in FEATURES} | {"with `APP_RATE_LIMIT` on"}
+    expected |= {f"without {feature}" for feature in FEATURES} | {LIMITED}
     expected |= {f"{proxy} in front, its own" for proxy in PROXIES}
     assert expected <= set(rows), expected - set(rows)
     assert all(figure for name in expected for figure in rows[name])

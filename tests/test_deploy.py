@@ -188,6 +188,44 @@ def test_a_value_survives_the_environment_file(value: str, with_images: Path) ->
     assert dotenv_values(stream=StringIO(line)) == {"VALUE": value}
 
 
+# Workers that answer in turns.
+WATCHED = """
+DOMAIN=api.example.com WATCH_S=1 answers=({turns})
+ask_public() {
+    echo "$1" >>asked
+    echo "${answers[$(wc -l <asked) % ${#answers[@]}]}"
+}
+fail() { echo "$1"; exit; }
+sleep() { command sleep 0.05; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("turns", "says"),
+    [
+        ("200", ""),
+        ("503", "has answered 503, and 3 times not 200"),
+        ("200 200 503", "has answered 503, and 3 times not 200"),
+    ],
+)
+def test_a_release_of_which_one_worker_is_broken_does_not_pass_the_watch(
+    turns: str, says: str, with_images: Path, tmp_path: Path
+) -> None:
+    text = (with_images / "deploy/deploy.sh").read_text()
+    watch = re.search(r"^watch\(\) \{\n.*?^\}\n", text, re.MULTILINE | re.DOTALL)
+    assert watch
+    stand_ins = WATCHED.replace("{turns}", turns)
+    done = subprocess.run(
+        ["bash", "-euc", f"{stand_ins}{watch[0]}watch"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert says in done.stdout
+    assert bool(done.stdout) == bool(says)
+
+
 # Those who would be told of another level only note it.
 STAND_INS = """
 is_up() { [[ $1 == green ]]; }
