@@ -94,9 +94,9 @@ class RootPath:
 class Front:
     """What every request passes first, and its answer last: one coroutine, since each layer costs by itself.
 
-    A request gets its client and an id; it is refused where it names another host, finds no place or has too large a body;
-    it is ended when it is over its budget or crashes; and when it ends it is written and counted. The log gets the traceback
-    of a crash, the client the request id.
+    A request gets its client and an id; it is refused where it names another host, finds no place, has too large a body or
+    comes from an address that asks too often; it is ended when it is over its budget or crashes; and when it ends it is
+    written and counted. The log gets the traceback of a crash, the client the request id.
     """
 
     def __init__(
@@ -122,6 +122,7 @@ class Front:
         self.budget_s = budget_s
         self.body_limit = body_limit
         self.limit = limit
+        # Preflights are answered by what is around, and cost a client nothing of its limit.
         self.cors = around is not None
         self.report = report
 
