@@ -96,7 +96,7 @@ async def test_a_refusal_says_when_to_come_back_and_is_an_answer_like_any_other(
 
 async def test_a_preflight_costs_nothing_of_the_limit_and_other_options_do(app: FastAPI) -> None:
     preflight = {"Origin": "https://app.test", "Access-Control-Request-Method": "GET"}
-    async with client_of(app) as client:
+    async with asking_from(app, "192.0.2.1") as client:
         assert {(await client.options("/here", headers=preflight)).status_code for _ in range(9)} == {200}
         assert (await client.get("/here")).headers["ratelimit"].startswith('"address";r=2;')
         await client.options("/here", headers={"Origin": "https://app.test"})
