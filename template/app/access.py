@@ -10,7 +10,7 @@ from json.encoder import encode_basestring_ascii as quoted
 import structlog
 
 from app import logs
-from app.exchange import Exchange
+from app.exchange import PROBES, Exchange
 
 LOGGER = logging.getLogger("app.access")
 log = structlog.stdlib.get_logger("app.access")
@@ -22,71 +22,75 @@ LEVELS = {logging.DEBUG: "debug", logging.INFO: "info"}
 FIELDS = frozenset({"request_id", "method", "route", "path", "status", "client", "event", "level"})
 
 
-class Clock:
-    """Tells the time in ISO 8601; what only changes with the second is written once in it."""
-
-    def __init__(self) -> None:
-        """Begin with no second."""
-        self.second = 0
-        self.written = ""
-
-    def now(self) -> str:
-        """Return the time, to the microsecond."""
-        now_s = time.time()
-        past_us = int((now_s - self.second) * 1e6)
-        if not 0 <= past_us < 1_000_000:
-            self.second = int(now_s)
-            self.written = datetime.fromtimestamp(self.second, UTC).isoformat()[:-6]
-            past_us = int((now_s - self.second) * 1e6)
-        return f"{self.written}.{DIGITS[past_us // 1000]}{DIGITS[past_us % 1000]}Z"
-
-
-clock = Clock()
-
-
-def write(
-    exchange: Exchange, level: int, method: str, route: str | None, status: int, duration_s: float
-) -> None:
+def write(exchange: Exchange, method: str, route: str | None, status: int, duration_s: float) -> None:
     """Write the line of a request that took `duration_s` seconds.
 
-    As JSON it is put together here, for the processors, which would write the same, take as long as all of the framework.
+    As JSON it is put together by `line`, for the processors, which would write the same, take as long as all of the framework.
     """
-    if not LOGGER.isEnabledFor(level):
-        return
-    path = exchange.scope["path"]
-    address = exchange.scope.get("client")
-    client = address[0] if address else None
-    name = exchange.headers.get(b"user-agent")
-    user_agent = None if name is None else name.decode("latin-1")
+    scope = exchange.scope
+    client = scope.get("client")
+    user_agent = exchange.headers.get(b"user-agent")
     if not logs.Handler.json or logs.added:
         log.log(
-            level,
+            logging.DEBUG if scope["path"] in PROBES else logging.INFO,
             "request",
             method=method,
             route=route,
-            path=path,
-            status=status,
+            path=scope["path"],
+            status=int(status),
             duration_ms=round(duration_s * 1000, 3),
             bytes=exchange.sent_bytes,
-            client=client,
-            user_agent=user_agent,
+            client=client[0] if client else None,
+            user_agent=None if user_agent is None else user_agent.decode("latin-1"),
         )
         return
-    # The context is looked through only where somebody has ever bound something.
-    bound = others() if structlog.contextvars._CONTEXT_VARS else ""
+    logs.write_later(
+        line,
+        method,
+        route,
+        scope["path"],
+        status,
+        duration_s,
+        exchange.sent_bytes,
+        client,
+        user_agent,
+        exchange.request_id,
+        # The context is looked through only where somebody has ever bound something.
+        others() if structlog.contextvars._CONTEXT_VARS else "",
+        time.time(),
+    )
+
+
+def line(
+    method: str,
+    route: str | None,
+    path: str,
+    status: int,
+    duration_s: float,
+    sent_bytes: int,
+    client: tuple[str, int] | None,
+    user_agent: bytes | None,
+    request_id: str,
+    bound: str,
+    ended_s: float,
+) -> str:
+    """Return the line of a request that ended at `ended_s`, as a Unix time; `bound` are more members of its JSON."""
+    level = logging.DEBUG if path in PROBES else logging.INFO
+    if not LOGGER.isEnabledFor(level):
+        return ""
     took_us = int(duration_s * 1e6)
-    line = (
+    second = int(ended_s)
+    past_us = int((ended_s - second) * 1e6)
+    text = (
         f'{beginning(method, route, status)}, "path": {quoted(path)},'
-        f' "duration_ms": {took_us // 1000}.{DIGITS[took_us % 1000]}, "bytes": {exchange.sent_bytes},'
-        f' "client": {quoted(client) if client else "null"},'
-        f' "user_agent": {"null" if user_agent is None else quoted(user_agent)},'
-        f' "event": "request", "request_id": "{exchange.request_id}"{bound},'
+        f' "duration_ms": {took_us // 1000}.{DIGITS[took_us % 1000]}, "bytes": {sent_bytes},'
+        f'{asker(client and client[0], user_agent)}, "event": "request", "request_id": "{request_id}"{bound},'
         f' "logger": "app.access", "level": "{LEVELS[level]}",'
-        f' "timestamp": "{clock.now()}"'
+        f' "timestamp": "{written(second)}.{DIGITS[past_us // 1000]}{DIGITS[past_us % 1000]}Z"'
         "}\n"
     )
     # Few lines have that character, which every URL with a password has.
-    logs.write_later(logs.redact_urls(None, "", line) if "@" in line else line)
+    return logs.redact_urls(None, "", text) if "@" in text else text
 
 
 @lru_cache(maxsize=1024)
@@ -94,6 +98,19 @@ def beginning(method: str, route: str | None, status: int) -> str:
     """Return how the lines of a route begin."""
     named = quoted(route) if route else "null"
     return '{"method": ' + f'{quoted(method)}, "route": {named}, "status": {status}'
+
+
+@lru_cache(maxsize=1024)
+def asker(client: str | None, user_agent: bytes | None) -> str:
+    """Return what a line says of who asked."""
+    program = "null" if user_agent is None else quoted(user_agent.decode("latin-1"))
+    return f' "client": {quoted(client) if client else "null"}, "user_agent": {program}'
+
+
+@lru_cache(maxsize=8)
+def written(second: int) -> str:
+    """Return a second in ISO 8601."""
+    return datetime.fromtimestamp(second, UTC).isoformat()[:-6]
 
 
 def others() -> str:

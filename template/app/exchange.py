@@ -18,6 +18,8 @@ from app.metrics import IN_FLIGHT, REFUSED
 
 # Where a scope keeps its exchange.
 EXCHANGE = "app.exchange"
+# What supervisors ask for: in no place, and in the log for debugging only.
+PROBES = frozenset({"/health", "/ready"})
 # How often the budgets are looked at, and the gauge is set: a timer for every request would cost more.
 TICK_S = 0.25
 NEVER = float("inf")
@@ -43,6 +45,7 @@ class Exchange:
     """One request and its answer, which it sends; until that begins, the request has a place and a budget of time."""
 
     # What most of them do not change costs none of them anything here.
+    has_body = False
     sent_bytes = 0
     # 0 until the answer begins. All times are those of the performance counter.
     status = 0
@@ -87,17 +90,12 @@ class Exchange:
             # From now on it waits for the client, which may read slowly.
             self._places.taken.discard(self)
         headers = message.get("headers", ())
-        own = events = False
-        for name, value in headers:
-            if name in OWN:
-                own = True
-            elif name == b"content-type":
-                events = value.startswith(b"text/event-stream")
-        more: tuple[tuple[bytes, bytes], ...] = usual_beside(dict(headers)) if own else USUAL
-        if events:
-            more = (*more, UNBUFFERED)
+        given = dict(headers)
+        more: tuple[tuple[bytes, bytes], ...] = USUAL if OWN.isdisjoint(given) else usual_beside(given)
+        if given.get(b"content-type", b"").startswith(b"text/event-stream"):
+            more += (UNBUFFERED,)
         if fields := self.scope.get(FIELDS):
-            more = (*more, *fields)
+            more += fields
         message["headers"] = [*headers, *more, (b"x-request-id", self.request_id.encode())]
 
     def enter(self, places: "Places", now: float, budget_s: float | None) -> HTTPException | None:
@@ -109,6 +107,9 @@ class Exchange:
         self._budget_s = budget_s
         if budget_s is not None:
             self.deadline = now + budget_s
+        if len(places.taken) < places.most_of_one and places.loop is not None:
+            places.taken.add(self)
+            return None
         return places.take(self)
 
     def allow(self, budget_s: float | None) -> None:

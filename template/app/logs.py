@@ -15,7 +15,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from select import PIPE_BUF
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO, TypeVarTuple
 
 import structlog
 from structlog.stdlib import ProcessorFormatter
@@ -35,8 +35,9 @@ REDACTED = "[redacted]"
 REQUEST_ID: ContextVar[str] = ContextVar("structlog_request_id")
 # A worker that is killed loses the lines of that time. One write for each line would cost more than to put the line together.
 WRITE_WITHIN_S = 0.02
-# Lines that the event loop is going to write.
-_waiting: deque[str] = deque()
+# Lines that the event loop is going to write: what makes each, and of what.
+_waiting: deque[tuple[Callable[..., str], tuple[Any, ...]]] = deque()
+Parts = TypeVarTuple("Parts")
 
 
 def redact(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":
@@ -185,6 +186,8 @@ def add(processor: "Processor") -> None:
 
 def set_level(level: str) -> None:
     """Log from another level on, in this process, whatever was configured."""
+    # Whether a line is written is for the level of its time to say.
+    write_waiting()
     for name in (None, "gunicorn.error", "gunicorn.access", "uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(level)
 
@@ -211,30 +214,36 @@ def configure(*, level: str = "INFO", json: bool = True) -> None:
     sys.unraisablehook = log_unraisable
 
 
-def write_later(line: str) -> None:
-    """Write a line within WRITE_WITHIN_S, with all that there are by then, and before any line that is not written later."""
+def write_later(make: Callable[[*Parts], str], *parts: *Parts) -> None:
+    """Write the line that `make` returns within WRITE_WITHIN_S, and before any line that is not written later.
+
+    It is made together with all that there are by then, which takes less than half the time, for the processor has it at hand.
+    """
     if not _waiting:
         asyncio.get_running_loop().call_later(WRITE_WITHIN_S, write_waiting)
-    _waiting.append(line)
+    _waiting.append((make, parts))
 
 
 def write_waiting() -> None:
     """Write the lines of requests that wait, as many at a time as no line of another process can come between."""
-    lines = "".join(take_waiting())
-    while lines:
-        # All, or as many whole ones as fit; one that does not fit has to go alone.
-        end = len(lines) if len(lines) <= PIPE_BUF else lines.rfind("\n", 0, PIPE_BUF) + 1
-        end = end or lines.index("\n") + 1
-        write(lines[:end])
-        lines = lines[end:]
+    lines = "".join(make_waiting())
+    begin = 0
+    while begin < len(lines):
+        end = len(lines)
+        if end - begin > PIPE_BUF:
+            # As many whole ones as fit; one that does not fit has to go alone.
+            end = (lines.rfind("\n", begin, begin + PIPE_BUF) + 1) or (lines.index("\n", begin) + 1)
+        write(lines[begin:end])
+        begin = end
 
 
-def take_waiting() -> Iterator[str]:
+def make_waiting() -> Iterator[str]:
     """Yield the lines that wait."""
     # A thread that logs something else may take the last one first.
     with suppress(IndexError):
         while _waiting:
-            yield _waiting.popleft()
+            make, parts = _waiting.popleft()
+            yield make(*parts)
 
 
 def write(lines: str) -> None:

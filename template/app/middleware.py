@@ -1,7 +1,6 @@
 """Middleware: pure ASGI, so that a request costs no task, queue or copy more than it must."""
 
 import asyncio
-import logging
 import re
 import secrets
 import time
@@ -19,7 +18,7 @@ from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, 
 
 from app import access, logs
 from app.errors import problem, route_template
-from app.exchange import EXCHANGE, Exchange, Places
+from app.exchange import EXCHANGE, PROBES, Exchange, Places
 from app.limits import AddressLimit
 from app.metrics import REFUSED, observe_request
 
@@ -28,7 +27,7 @@ log = structlog.get_logger(__name__)
 ID_LENGTH = range(8, 65)
 ID_CHARACTERS = re.compile(rb"[A-Za-z0-9_-]+")
 HOST = re.compile(rb"(?P<name>[a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.IGNORECASE)
-PROBES = frozenset({"/health", "/ready"})
+BODY_FIELDS = frozenset({b"content-length", b"transfer-encoding"})
 # What a Content-Length says of a request without a body, where there is one at all.
 NO_LENGTH = frozenset({b"", b"0"})
 # Where a scope keeps what it is answered with, if not by a route.
@@ -60,6 +59,13 @@ def take_forwarded(scope: Scope, headers: dict[bytes, bytes]) -> None:
         scope["client"] = (address, 0)
     if headers.get(b"x-forwarded-proto") == b"https":
         scope["scheme"] = "https" if scope["type"] == "http" else "wss"
+
+
+def has_body(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether a request has a body, so far as its header says."""
+    if BODY_FIELDS.isdisjoint(headers):
+        return False
+    return b"transfer-encoding" in headers or headers[b"content-length"] not in NO_LENGTH
 
 
 def is_preflight(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
@@ -147,9 +153,8 @@ class Front:
                 refusal = self.hosts.refusal(scope["headers"], headers) or exchange.enter(
                     self.places, started, self.budget_s if http else None
                 )
-            if http and (
-                b"transfer-encoding" in headers or headers.get(b"content-length", b"") not in NO_LENGTH
-            ):
+            if http and has_body(headers):
+                exchange.has_body = True
                 refusal = refusal or self.body_limit.refusal(headers)
                 receive = self.body_limit.limited(exchange, receive)
             if self.limit and refusal is None and not (self.cors and is_preflight(scope, headers)):
@@ -193,9 +198,8 @@ class Front:
             method = scope.get("method", "WEBSOCKET")
             route = route_template(scope)
             # Nothing was sent for a request that was cut while the worker drained; the server says 500.
-            status = int(exchange.status or HTTPStatus.INTERNAL_SERVER_ERROR)
-            level = logging.DEBUG if path in PROBES else logging.INFO
-            access.write(exchange, level, method, route, status, ended - started)
+            status = exchange.status or 500
+            access.write(exchange, method, route, status, ended - started)
             # A stream that goes on, or a client that reads slowly, is no slow answer.
             observe_request(method, route, status, (exchange.began_at or ended) - started)
             logs.REQUEST_ID.reset(bound)
@@ -247,9 +251,15 @@ class HandledErrors(ExceptionMiddleware):
         """Serve one connection."""
         # Where routes look for them first.
         scope["starlette.exception_handlers"] = self.known
+        # None of the lifespan.
+        exchange: Exchange | None = scope.get(EXCHANGE)
         try:
-            async with AsyncExitStack() as scope[FILES]:
+            if exchange is not None and not exchange.has_body:
+                scope[FILES] = NO_FILES
                 await self.routes(scope, receive, send)
+            else:
+                async with AsyncExitStack() as scope[FILES]:
+                    await self.routes(scope, receive, send)
         except Exception as error:
             unhandled = self._exception_handlers.keys().isdisjoint(type(error).__mro__)
             # After its first byte an answer can only be cut; a WebSocket can still be closed.
@@ -257,6 +267,17 @@ class HandledErrors(ExceptionMiddleware):
                 raise
             scope[ERROR] = error
             await super().__call__(scope, receive, send)
+
+
+class NoFiles(AsyncExitStack):
+    """What requests without a body have in common: no file comes that would have to be closed."""
+
+    def push_async_callback(self, callback: Any, /, *_: Any, **__: Any) -> Any:
+        """Keep nothing."""
+        return callback
+
+
+NO_FILES = NoFiles()
 
 
 async def fail(scope: Scope, _receive: Receive, _send: Send) -> None:

@@ -14,8 +14,8 @@ from sentry_sdk.integrations.starlette import StarletteIntegration
 from sentry_sdk.integrations.threading import ThreadingIntegration
 
 from app.crashes import Report
+from app.exchange import PROBES
 from app.logs import REDACTED, SECRET_KEY, URL_PASSWORD
-from app.middleware import PROBES
 
 # A part of the time that a worker has to stop; what has not been sent by then is lost.
 FLUSH_S = 2.0

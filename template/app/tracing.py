@@ -13,7 +13,7 @@ from opentelemetry import trace
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from app.middleware import PROBES
+from app.exchange import PROBES
 from app.settings import AppSettings, EnvSettings
 
 if TYPE_CHECKING:

@@ -9,10 +9,13 @@ import httpx2
 import pytest
 from fastapi import FastAPI, HTTPException, Request
 from starlette.testclient import TestClient
+from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app import limits
 from app.limits import (
+    FIELDS,
+    AddressLimit,
     Bucket,
     Count,
     Counters,
@@ -323,6 +326,25 @@ def test_in_ten_minutes_who_keeps_to_the_rate_is_never_refused_and_nobody_gets_m
             else:
                 span_us = times[-1] - at_us
                 assert len(times) - first <= rate.amount + span_us // interval_us(rate) + 1
+
+
+@pytest.mark.parametrize("rate", ["10/second", "3/7 seconds", "1/second", "250/hour", "10/second; 50/minute"])
+async def test_an_address_is_counted_as_its_bucket_counts(clock: Clock, rate: str) -> None:
+    rates = parse(rate)
+    counted = Limiter()
+    limit = AddressLimit(Limiter(), rates)
+    draw = random.Random(7)  # noqa: S311 - no secret
+    each_us = interval_us(rates[0])
+    refusals = 0
+    for _ in range(2000):
+        clock.now_us += draw.choice([0, 1, each_us // 2, each_us - 1, each_us, each_us + 1, 3 * each_us])
+        expected: Scope = {}
+        told: Scope = {"client": ("192.0.2.1", 1)}
+        refused = await counted.refusal(expected, rates, "address", "192.0.2.1")
+        assert repr(await limit.refusal(told)) == repr(refused)
+        assert told[FIELDS] == expected[FIELDS]
+        refusals += refused is not None
+    assert 0 < refusals < 2000
 
 
 @pytest.mark.parametrize("make", [Bucket, Window])

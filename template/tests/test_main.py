@@ -1,20 +1,24 @@
 """What the application is made of."""
 
+import inspect
+import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
+import fastapi.routing
 import httpx2
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.gzip import GZipMiddleware
 
 from app import main
 from app.health import State
-from app.middleware import FILES, HandledErrors
+from app.middleware import FILES, NO_FILES, HandledErrors
 from app.settings import load
 from tests.conftest import client_of
 
@@ -112,21 +116,55 @@ async def test_the_files_of_a_form_are_closed_after_its_request(app: FastAPI) ->
     assert AsyncExitStackMiddleware(app).context_name == FILES
     close = Mock()
 
-    @app.get("/form")
+    @app.post("/form")
     async def form(request: Request) -> bool:
         request.scope[FILES].callback(close)
         return close.called
 
     async with client_of(app) as client:
-        assert (await client.get("/form")).json() is False
+        assert (await client.post("/form", content=b"file")).json() is False
     close.assert_called_once_with()
+
+
+async def test_what_has_no_body_leaves_nothing_to_be_closed(app: FastAPI) -> None:
+    # What the framework does with those that requests have in common.
+    done = re.findall(r"file_stack\.(\w+)", inspect.getsource(fastapi.routing))
+    assert set(done) == {"push_async_callback"}
+
+    @app.post("/form")
+    async def form(request: Request) -> None:
+        request.scope[FILES].push_async_callback(AsyncMock())
+
+    async with client_of(app) as client:
+        assert (await client.post("/form")).status_code == 200
+    assert not NO_FILES._exit_callbacks  # type: ignore[attr-defined]
+
+
+@pytest.mark.filterwarnings("ignore:The `root_path` parameter is deprecated")
+@pytest.mark.parametrize(("observed", "root_path"), [(False, ""), (True, ""), (False, "/below")])
+async def test_the_framework_does_what_it_has_to_do_before_the_middleware(
+    monkeypatch: pytest.MonkeyPatch, observed: bool, root_path: str
+) -> None:
+    telemetry = TelemetryConfig(tracing=observed, metrics=False, logs=False)
+    app = main.Service(telemetry=telemetry, root_path=root_path, max_body_size=1)
+    enabled = Mock(return_value=False)
+    monkeypatch.setattr(app._native_telemetry, "enabled", enabled)
+
+    @app.get("/root")
+    async def root(request: Request) -> str:
+        return str(request.scope["root_path"])
+
+    async with client_of(app) as client:
+        # The first finds no middleware yet.
+        assert [(await client.get("/root")).json() for _ in range(3)] == [root_path] * 3
+    assert enabled.call_count == (3 if observed or root_path else 1)
 
 
 def layers(app: FastAPI) -> list[str]:
     """Return what is around the router, outermost first."""
     names = []
     layer: Any = app.build_middleware_stack()
-    while layer is not app.router:
+    while layer not in (app.router, app.router.middleware_stack):
         names.append(type(layer).__name__)
         layer = layer.routes if isinstance(layer, HandledErrors) else layer.app
     return names
