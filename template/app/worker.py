@@ -56,6 +56,8 @@ class AppWorker(UvicornWorker):
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         **UvicornWorker.CONFIG_KWARGS,
+        # One that fails is an error, not a service without it.
+        "lifespan": "on",
         # Front writes a better access line.
         "access_log": False,
         # app.middleware reads them more carefully.

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.exchange import budget
 from app.main import create_app
@@ -19,11 +20,26 @@ async def fail(_app: FastAPI) -> AsyncGenerator[None]:
     yield
 
 
+class Broken:
+    """Middleware that can serve requests and nothing else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap `app`."""
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        scope["headers"]
+        await self.app(scope, receive, send)
+
+
 def create() -> FastAPI:
     """Make it."""
     app = create_app()
     if os.environ.get("FAIL_LIFESPAN"):
         app.router.lifespan_context = fail
+    if os.environ.get("BREAK_LIFESPAN"):
+        app.add_middleware(Broken)
 
     @app.get("/sleep", dependencies=[budget(None)])
     async def sleep(seconds: float) -> str:

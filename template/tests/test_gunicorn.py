@@ -234,6 +234,12 @@ def test_the_service_manager_hears_nothing_when_the_application_cannot_start(
     assert gunicorn.last()["problem"] == "RuntimeError: the lifespan fails"
 
 
+def test_middleware_that_breaks_the_lifespan_is_a_failed_start(start: Callable[..., Gunicorn]) -> None:
+    gunicorn = start(BREAK_LIFESPAN="1")
+    assert gunicorn.process.wait(timeout=30) == 3
+    assert "KeyError: 'headers'" in gunicorn.last()["problem"]
+
+
 def test_an_address_that_cannot_be_had_is_named_on_the_last_line(
     tmp_path: Path, start: Callable[..., Gunicorn]
 ) -> None:
