@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, Mock
@@ -14,7 +15,9 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.telemetry import TelemetryConfig
+from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import Receive, Scope, Send
 
 from app import main
 from app.health import State
@@ -158,6 +161,25 @@ async def test_the_framework_does_what_it_has_to_do_before_the_middleware(
         # The first finds no middleware yet.
         assert [(await client.get("/root")).json() for _ in range(3)] == [root_path] * 3
     assert enabled.call_count == (3 if observed or root_path else 1)
+
+
+@pytest.mark.parametrize("kind", [FastAPI, Starlette])
+@pytest.mark.parametrize("named_alike", [False, True])
+async def test_what_watches_the_framework_sees_every_request(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch, kind: type[Starlette], named_alike: bool
+) -> None:
+    seen = []
+    serve = kind.__call__
+
+    async def watch(app: Starlette, scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["path"])
+        await serve(app, scope, receive, send)
+
+    monkeypatch.setattr(kind, "__call__", wraps(serve)(watch) if named_alike else watch)
+    async with client_of(app) as client:
+        for _ in range(3):
+            await client.get("/health")
+    assert seen == ["/health"] * 3
 
 
 def layers(app: FastAPI) -> list[str]:
