@@ -107,6 +107,7 @@ class Exchange:
         self._budget_s = budget_s
         if budget_s is not None:
             self.deadline = now + budget_s
+        # Mostly there is room, and somebody looks after it: then there is nothing to ask for.
         if len(places.taken) < places.most_of_one and places.loop is not None:
             places.taken.add(self)
             return None
